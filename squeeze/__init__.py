@@ -1,0 +1,39 @@
+"""squeeze: make trained ONNX models smaller and faster, and say what it cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from squeeze.cost import Profile as Profile
+    from squeeze.cost import profile as profile
+    from squeeze.errors import SqueezeError as SqueezeError
+    from squeeze.model import load as load
+    from squeeze.model import save as save
+    from squeeze.rewrite.convert import convert as convert
+
+# public name → module that holds it; imported when first used
+_PUBLIC = {
+    "Profile": "squeeze.cost.profile",
+    "SqueezeError": "squeeze.errors",
+    "convert": "squeeze.rewrite.convert",
+    "load": "squeeze.model",
+    "profile": "squeeze.cost.profile",
+    "save": "squeeze.model",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'squeeze' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

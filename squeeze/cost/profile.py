@@ -1,0 +1,232 @@
+"""What a model costs, layer by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import onnx_ir as ir
+
+from squeeze import model as models
+from squeeze import shapes as shaping
+from squeeze.cost import ops
+from squeeze.model import node_name
+from squeeze.shapes import InputShapes, Shapes
+
+COMPRESSED = 4.0  # EffNet §3: from here on a layer's output is a bottleneck
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node that costs something. Sizes are in elements, memory in bytes."""
+
+    name: str
+    op: str
+    kind: str
+    macs: int
+    flops: int
+    params: int
+    weight_bytes: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    output_elements: int
+    compression: float | None  # elements in ÷ elements out
+
+    @property
+    def bottleneck(self) -> bool:
+        return self.compression is not None and self.compression >= COMPRESSED
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Costs of a whole model at one choice of input shapes."""
+
+    macs: int
+    flops: int
+    params: int
+    weight_bytes: int
+    file_bytes: int
+    peak_activation_bytes: int
+    uncounted_ops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A model's totals and layers; `model` is the file's name."""
+
+    model: str
+    totals: Totals
+    layers: tuple[Layer, ...]
+    input_shapes: dict[str, tuple[int, ...]]
+    peak_layer: str
+
+
+def profile(
+    model: ir.Model | str | os.PathLike[str],
+    input_shapes: InputShapes | None = None,
+    *,
+    shapes: Shapes | None = None,
+    file_bytes: int | None = None,
+) -> Profile:
+    """Count a model's costs at batch 1, or at the input shapes given.
+
+    Raises SqueezeError where a size is dynamic, naming the --input-shape to pass.
+    """
+    if not isinstance(model, ir.Model):
+        model = models.load(Path(model))
+    shapes = shapes or shaping.infer(model, input_shapes)
+    source = models.source(model)
+    if file_bytes is None:
+        file_bytes = source.file_bytes if source else models.proto_bytes(model)
+    layers, uncounted = _layers(model.graph, shapes)
+    peak, where = peak_activation_bytes(model.graph, shapes)
+    totals = Totals(
+        macs=sum(layer.macs for layer in layers),
+        flops=sum(layer.flops for layer in layers),
+        params=sum(layer.params for layer in layers),
+        weight_bytes=models.weight_bytes(model),
+        file_bytes=file_bytes,
+        peak_activation_bytes=peak,
+        uncounted_ops=tuple(sorted(uncounted)),
+    )
+    name = str(source.path) if source else model.graph.name or "model"
+    return Profile(name, totals, layers, dict(shapes.inputs), where)
+
+
+def count(nodes: Iterable[ir.Node], shapes: Shapes) -> tuple[int, int, int]:
+    """(MACs, FLOPs, parameters) of some nodes."""
+    macs = flops = params = 0
+    seen: set[ir.Value] = set()
+    for node in nodes:
+        cost = ops.cost(node, shapes) or (0, 0)
+        macs, flops = macs + cost[0], flops + cost[1]
+        params += sum(prod(shapes.need(v, node)) for v in _weights(node, seen))
+    return macs, flops, params
+
+
+def _layers(graph: ir.Graph, shapes: Shapes) -> tuple[tuple[Layer, ...], set[str]]:
+    layers: list[Layer] = []
+    uncounted: set[str] = set()
+    seen: set[ir.Value] = set()
+    for node in graph:
+        cost = _node_cost(node, shapes)
+        if cost is None:
+            uncounted.add(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
+        weights = list(_weights(node, seen))
+        macs, flops = cost or (0, 0)
+        if macs or flops or weights:
+            layers.append(_layer(node, shapes, macs, flops, weights))
+    return tuple(layers), uncounted
+
+
+def _node_cost(node: ir.Node, shapes: Shapes) -> tuple[int, int] | None:
+    """As the table says; shape arithmetic is free, and so are bodies that are."""
+    if node.op_type in ("If", "Loop", "Scan"):
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
+        free = all(ops.TABLE.get(n.op_type) is ops.TABLE["Shape"] for b in bodies for n in b)
+        return (0, 0) if free else None
+    if all(v.name in shapes.constants for v in node.outputs):
+        return 0, 0
+    return ops.cost(node, shapes)
+
+
+def _layer(
+    node: ir.Node, shapes: Shapes, macs: int, flops: int, weights: list[ir.Value]
+) -> Layer:
+    entry = _main_input(node, shapes)
+    source = shapes.of(entry) or ()
+    out = shapes.of(node.outputs[0]) or ()
+    elements = prod(out)
+    compression = prod(source) / elements if source and elements else None
+    nbytes = sum(v.const_value.nbytes for v in weights if v.const_value is not None)
+    return Layer(
+        name=node_name(node),
+        op=node.op_type,
+        kind=ops.kind(node, shapes),
+        macs=macs,
+        flops=flops,
+        params=sum(prod(shapes.of(v) or ()) for v in weights),
+        weight_bytes=nbytes,
+        input_shape=source,
+        output_shape=out,
+        output_elements=elements,
+        compression=compression,
+    )
+
+
+def _main_input(node: ir.Node, shapes: Shapes) -> ir.Value | None:
+    """The largest activation that the node reads."""
+    activations = [v for v in node.inputs if v is not None and v.const_value is None]
+    return max(activations, key=lambda v: prod(shapes.of(v) or (0,)), default=None)
+
+
+def _weights(node: ir.Node, seen: set[ir.Value]) -> Iterable[ir.Value]:
+    """Initializers that count as parameters at this node, each once per model."""
+    arithmetic = ops.ARITHMETIC_INPUTS.get(node.op_type, frozenset())
+    quantised = ops.QUANTISED_INPUTS.get(node.op_type, frozenset())
+    for index, value in enumerate(node.inputs):
+        if value is None or value.const_value is None or value in seen:
+            continue
+        tensor = value.const_value
+        floating = tensor.dtype.is_floating_point()
+        if tensor.size > 1 and (
+            (floating and index not in arithmetic) or index in quantised
+        ):
+            seen.add(value)
+            yield value
+
+
+# -- memory -------------------------------------------------------------------------
+
+
+def value_bytes(value: ir.Value, shapes: Shapes) -> int:
+    """Bytes of a value's elements; 0 where its shape or type is unknown."""
+    shape, dtype = shapes.of(value), shapes.dtype(value)
+    if shape is None or dtype is None or dtype == ir.DataType.STRING:
+        return 0
+    return (prod(shape) * dtype.bitwidth + 7) // 8
+
+
+def last_uses(nodes: list[ir.Node]) -> dict[ir.Value, int]:
+    """Index of the last node that reads each value, uses inside bodies included."""
+    last: dict[ir.Value, int] = {}
+    for index, node in enumerate(nodes):
+        for value in _reads(node):
+            last[value] = index
+    return last
+
+
+def _reads(node: ir.Node) -> Iterable[ir.Value]:
+    yield from (v for v in node.inputs if v is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _reads(inner)
+
+
+def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
+    """The largest sum of live activations, in the graph's order, and the node there.
+
+    At each node: inputs of the graph, intermediates and outputs still needed, and the
+    node's outputs. Nothing is reused in place; weights are not counted.
+    """
+    nodes = list(graph)
+    last = last_uses(nodes)
+    end = len(nodes)
+    last.update({v: end for v in graph.outputs})
+    live = sum(value_bytes(v, shapes) for v in graph.inputs if v in last)
+    dying: dict[int, list[ir.Value]] = {}
+    for value, index in last.items():
+        if value.const_value is None:
+            dying.setdefault(index, []).append(value)
+    peak, where = live, ""
+    for index, node in enumerate(nodes):
+        live += sum(value_bytes(v, shapes) for v in node.outputs)
+        if live > peak:
+            peak, where = live, node_name(node)
+        live -= sum(value_bytes(v, shapes) for v in dying.get(index, ()))
+        live -= sum(value_bytes(v, shapes) for v in node.outputs if v not in last)
+    return peak, where

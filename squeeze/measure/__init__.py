@@ -1,0 +1,1 @@
+"""Measuring models in onnxruntime: latency, fidelity, accuracy."""

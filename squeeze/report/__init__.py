@@ -1,0 +1,1 @@
+"""Tables that every command shares, and their renderings."""

@@ -1,0 +1,1 @@
+"""Rewrites: each plans its changes, then applies them."""

@@ -1,0 +1,175 @@
+"""The path that every rewrite takes: load, simplify, change, check, save, measure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from squeeze import model as models
+from squeeze import shapes as shaping
+from squeeze.cost import profile
+from squeeze.errors import SqueezeError
+from squeeze.measure import latency, session
+from squeeze.measure.fidelity import Fidelity
+from squeeze.measure.inputs import random_feeds
+from squeeze.rewrite.plan import Outcome, Result
+from squeeze.shapes import InputShapes, Shapes
+
+Transform = Callable[[ir.Model, Shapes], Outcome]
+Measure = Callable[[Path, Path], Fidelity | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every rewrite takes. `output` None, or `dry_run`, writes nothing."""
+
+    output: Path | None = None
+    dry_run: bool = False
+    bench: bool = True
+    simplify: bool = True
+    seed: int = 0
+    input_shapes: InputShapes = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def writes(self) -> Path | None:
+        return None if self.dry_run else self.output
+
+
+def default_output(path: Path, suffix: str) -> Path:
+    """`model.onnx` → `model.<suffix>.onnx`, beside the input."""
+    return path.with_name(f"{path.stem}.{suffix}.onnx")
+
+
+def run(
+    model: ir.Model | str | os.PathLike[str],
+    transform: Transform,
+    options: Options,
+    fidelity: Measure | None = None,
+) -> Result:
+    """Apply `transform` to a model and report what it cost and gained.
+
+    Nothing appears at `options.output` unless the result passes the checker and runs
+    in onnxruntime; where the original doesn't run here, a note says "not verified".
+    """
+    if options.writes:
+        models.check_output(options.writes)
+    if not isinstance(model, ir.Model):
+        model = models.load(Path(model))
+    given = dict(options.input_shapes)
+    shapes = shaping.infer(model, given)
+    before = profile(model, shapes=shapes)
+    origin = models.source(model)
+    outcome, notes = _transformed(model, shapes, transform, options)
+    del model
+    after_shapes = shaping.infer(outcome.model, _renamed_inputs(outcome.model, given))
+    _stamp(outcome.model, options.command)
+    written = None
+    if options.writes:
+        verify = _verifier(origin, shapes, after_shapes, notes)
+        written = models.save(outcome.model, options.writes, verify)
+    after = profile(
+        outcome.model,
+        shapes=after_shapes,
+        file_bytes=written or models.proto_bytes(outcome.model),
+    )
+    measured = similar = None
+    runs_here = not any(note.startswith("not verified") for note in notes)
+    if written and options.writes and origin and runs_here:
+        if options.bench:
+            measured = latency.side_by_side(
+                origin.path, options.writes, shapes, after_shapes, options.seed
+            )
+        if fidelity is not None:
+            similar = fidelity(origin.path, options.writes)
+    return Result(
+        input=str(origin.path) if origin else "model",
+        output=str(options.writes) if options.writes else None,
+        before=before.totals,
+        after=after.totals,
+        changes=tuple(outcome.changes),
+        latency=measured,
+        fidelity=similar,
+        notes=tuple(notes),
+        model=outcome.model,
+    )
+
+
+def _transformed(
+    model: ir.Model, shapes: Shapes, transform: Transform, options: Options
+) -> tuple[Outcome, list[str]]:
+    notes: list[str] = []
+    work = model
+    if options.simplify:
+        work, note = models.simplify(model)
+        notes += [note] if note else []
+        if work is not model:
+            shapes = shaping.infer(work, options.input_shapes)
+    if work is model:
+        work = model.clone()
+        work.meta.update(model.meta)
+    outcome = transform(work, shapes)
+    _forget_shapes(outcome.model.graph)
+    return outcome, [*notes, *outcome.notes]
+
+
+def _renamed_inputs(model: ir.Model, given: InputShapes) -> dict[str, tuple[int, ...]]:
+    """The user's shapes that still fit: a rewrite may have fixed new ones."""
+    fixed = {
+        v.name
+        for v in model.graph.inputs
+        if v.shape is not None and all(isinstance(d, int) for d in v.shape)
+    }
+    return {k: v for k, v in given.items() if k not in fixed and (k or len(fixed) == 0)}
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Stale shapes make models that no runtime loads; onnx infers them again."""
+    boundary = {*graph.outputs}
+    for node in graph:
+        if node.domain in ("", "ai.onnx"):
+            for value in node.outputs:
+                if value not in boundary:
+                    value.shape = None
+
+
+def _stamp(model: ir.Model, command: str) -> None:
+    model.metadata_props["squeeze.version"] = version("squeeze")
+    if command:
+        model.metadata_props["squeeze.command"] = command
+
+
+def _verifier(
+    origin: models.Source | None, before: Shapes, after: Shapes, notes: list[str]
+) -> Callable[[Path], None]:
+    """Check and run the written file; blame the original where it fails as well."""
+
+    def verify(written: Path) -> None:
+        problem = _problem(written, after)
+        if problem is None:
+            return
+        if origin is not None and (own := _problem(origin.path, before)) is not None:
+            notes.append(f"not verified: the original doesn't run here: {own}")
+            return
+        raise SqueezeError(f"the rewritten model does not run, nothing written: {problem}")
+
+    return verify
+
+
+def _problem(path: Path, shapes: Shapes) -> str | None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # ValidationError, InferenceError
+        return str(error).strip().splitlines()[0]
+    try:
+        runner = session.create(path, optimize=False)
+        runner.run(None, random_feeds(runner, shapes.inputs))
+    except Exception as error:  # onnxruntime raises many kinds
+        return str(error).strip().splitlines()[0]
+    return None

@@ -1,0 +1,1 @@
+"""Data for calibration and evaluation, and statistics gathered over it."""

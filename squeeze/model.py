@@ -116,7 +116,7 @@ def _external_files(model: ir.Model, path: Path) -> set[Path]:
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     file = Path(tensor.path)
     inside = Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent))
-    if os.path.isabs(tensor.location) or not inside:
+    if Path(tensor.location).is_absolute() or not inside:
         raise SqueezeError(
             f"{path}: external data {str(tensor.location)!r} lies outside the model's "
             "folder; save the model with its data beside it"
@@ -129,8 +129,8 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     size, end = file.stat().st_size, (tensor.offset or 0) + (tensor.length or 0)
     if end > size:
         raise SqueezeError(
-            f"{path}: external data {str(tensor.location)!r} is truncated: {size} bytes, "
-            f"{tensor.name!r} ends at {end}; copy it again"
+            f"{path}: external data {str(tensor.location)!r} is truncated: "
+            f"{size} bytes, {tensor.name!r} ends at {end}; copy it again"
         )
     return file
 
@@ -167,8 +167,23 @@ def normalize(model: ir.Model) -> ir.Model:
     if any(v.is_initializer() for v in model.graph.inputs):
         passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, 4)
+    _skip_identities(model.graph)
     _lift_constant_of_shape(model.graph)
     return model
+
+
+def _skip_identities(graph: ir.Graph) -> None:
+    """Identity of a weight is how exporters write a tied one."""
+    for node in list(graph):
+        if (
+            node.op_type == "Identity"
+            and not node.domain
+            and node.inputs[0] is not None
+        ):
+            weight, out = node.inputs[0], node.outputs[0]
+            if weight.is_initializer() and not out.is_graph_output():
+                out.replace_all_uses_with(weight)
+                graph.remove(node, safe=True)
 
 
 def _lift_constant_of_shape(graph: ir.Graph) -> None:
@@ -197,7 +212,7 @@ def add_initializer(
     """Register `tensor` under its own name, in place of a value if one is given."""
     value = ir.Value(
         name=tensor.name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -255,7 +270,7 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
         for value, tensor in kept.items():
             if tensor is not None and tensor.nbytes > limit:
                 value.shape, value.type = (
-                    ir.Shape(tensor.shape),
+                    ir.Shape(tensor.shape.numpy()),
                     ir.TensorType(tensor.dtype),
                 )
                 graph.initializers.pop(value.name or "")
@@ -276,7 +291,7 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
 def proto_bytes(model: ir.Model) -> int:
     """Bytes the model takes as one file, without building that file."""
     with without_big_weights(model) as light:
-        structure = ir.to_proto(light).ByteSize()
+        structure = int(ir.to_proto(light).ByteSize())
         inside = weight_bytes(light)
     return structure + weight_bytes(model) - inside
 

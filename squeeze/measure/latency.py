@@ -59,7 +59,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to time. `runs` is per model and beats `seconds`, which are for all models."""
+    """How to time. `runs`, per model, beats `seconds`, for all models."""
 
     seconds: float = 10.0
     runs: int | None = None

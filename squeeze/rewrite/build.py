@@ -40,6 +40,7 @@ class Fragment:
     weights: tuple[ir.Value, ...]
     cost: Cost
     settings: Mapping[str, Value]
+    shapes: Shapes
 
 
 @dataclass(frozen=True)
@@ -365,6 +366,7 @@ class _Builder:
             weights=tuple(self.weights),
             cost=Cost(*count(self.nodes, shapes)),
             settings=settings,
+            shapes=shapes,
         )
 
     def check_output(self) -> None:

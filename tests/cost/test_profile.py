@@ -148,7 +148,9 @@ def test_running_statistics_and_scalars_are_no_parameters(tmp_path: Path) -> Non
     net = Net([1, 3, 8, 8])
     net.conv(3, 4, bias=False)
     net.batch_norm(4)
-    net.node("Clip", net.value_before, net.weight(np.array(0.0)), net.weight(np.array(6.0)))
+    net.node(
+        "Clip", net.value_before, net.weight(np.array(0.0)), net.weight(np.array(6.0))
+    )
     totals = squeeze.profile(net.save(tmp_path / "m.onnx")).totals
     assert totals.params == 4 * 27 + 2 * 4
 

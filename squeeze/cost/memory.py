@@ -15,7 +15,8 @@ from squeeze.shapes import Shapes
 # nobody else needs it: tried one by one with onnxruntime 1.31, Add and Mul don't
 IN_PLACE = frozenset(
     """Cast Celu Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu ScatterElements
-    ScatterND Selu Shrink Sigmoid Softmax Softplus Softsign Tanh ThresholdedRelu""".split()
+    ScatterND Selu Shrink Sigmoid Softmax Softplus Softsign Tanh
+    ThresholdedRelu""".split()
 )
 # ops that only show their input's memory under another shape
 VIEWS = frozenset("Flatten Identity Reshape Squeeze Unsqueeze".split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -62,9 +63,7 @@ def page(title: str, tables: Sequence[Table], document: Mapping[str, Any]) -> st
         "footer": escape(f"squeeze {squeeze.__version__}"),
         "document": _embedded({**document, **_points(document)}),
     }
-    for name, text in parts.items():  # the document last: it may hold anything
-        template = template.replace("{{" + name + "}}", text, 1)
-    return template
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
 def _embedded(document: Mapping[str, Any]) -> str:

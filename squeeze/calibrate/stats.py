@@ -48,21 +48,24 @@ class Stats:
     """Sums over rows, in float64, by kind: "sum", "square", "positive", "product".
 
     `count` rows; all sums are (D,) but "product" (D, D). Shards add up with `+`.
+    `sample` holds some of the rows themselves, where they were asked for.
     """
 
     count: int
     sums: Mapping[str, Array]
+    sample: Sample | None = None
 
     def __add__(self, other: Stats) -> Stats:
         if self.sums.keys() != other.sums.keys():
             raise ValueError(f"kinds differ: {set(self.sums)} and {set(other.sums)}")
         added = {kind: self.sums[kind] + other.sums[kind] for kind in self.sums}
-        return Stats(self.count + other.count, added)
+        sample = self.sample + other.sample if self.sample and other.sample else None
+        return Stats(self.count + other.count, added, sample)
 
     @property
     def mean(self) -> Array:
         """(D,) mean of every column."""
-        return self.sums["sum"] / max(self.count, 1)
+        return np.asarray(self.sums["sum"] / max(self.count, 1))
 
     @property
     def variance(self) -> Array:
@@ -77,7 +80,8 @@ class Stats:
     def covariance(self) -> Array:
         """(D, D) population covariance."""
         mean = self.mean
-        return self.sums["product"] / max(self.count, 1) - np.outer(mean, mean)
+        raw = self.sums["product"] / max(self.count, 1)
+        return np.asarray(raw - np.outer(mean, mean))
 
     @property
     def positive(self) -> Array:
@@ -91,7 +95,33 @@ class Stats:
             kind: array[np.ix_(index, index)] if kind == "product" else array[index]
             for kind, array in self.sums.items()
         }
-        return Stats(self.count, taken)
+        return Stats(self.count, taken, self.sample and self.sample.columns(index))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows (S, P, D) of the samples with the smallest keys, `limit` samples at most.
+
+    Keys follow from the data, so any order and any sharding keep the same samples.
+    """
+
+    keys: Array
+    rows: Array
+    limit: int
+
+    def __add__(self, other: Sample) -> Sample:
+        keys = np.concatenate([self.keys, other.keys])
+        rows = np.concatenate([self.rows, other.rows])
+        kept = np.argsort(keys, kind="stable")[: self.limit]
+        return Sample(keys[kept], rows[kept], self.limit)
+
+    def columns(self, index: Array) -> Sample:
+        return Sample(self.keys, self.rows[:, :, index], self.limit)
+
+    @property
+    def matrix(self) -> Array:
+        """(S · P, D)."""
+        return np.asarray(self.rows.reshape(-1, self.rows.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -161,9 +191,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Products:
-    """Wanted: sums and Gram matrix of columns side by side, at sampled positions."""
+    """Wanted: sums and Gram matrix of columns side by side, at sampled positions.
+
+    `keep` asks for the rows themselves as well, of that many samples at most.
+    """
 
     columns: tuple[Columns, ...]
+    keep: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,7 +253,7 @@ class Collector:
         builder = _Builder(
             _merged([m for m, _ in parts]), [s for _, s in parts], positions
         )
-        self._counts = {name: builder.request(name, w) for name, w in wanted.items()}
+        self._plans = {name: builder.request(name, w) for name, w in wanted.items()}
         self._feeds = builder.feeds
         self._session: Any = _session(builder.finish()) if wanted else None
         self._inputs = {i.name for i in self._session.get_inputs()} if wanted else set()
@@ -229,45 +263,62 @@ class Collector:
         if self._session is None:
             return {}
         outputs = [o.name for o in self._session.get_outputs()]
+        kept = {p.kept for p in self._plans.values()}
         totals: dict[str, Array] = {}
-        samples = 0
+        samples: dict[str, Sample] = {}
+        count = 0
         for batch in data:
             if self._batch and len(batch) != self._batch:
                 continue  # the model's batch is fixed; the last samples don't fill one
-            sums = self._session.run(outputs, self._batch_feeds(batch))
-            for name, array in zip(outputs, sums, strict=True):
+            uniform = _uniform(batch, self._positions, self._seed)
+            arrays = self._session.run(outputs, self._batch_feeds(batch, uniform))
+            named = dict(zip(outputs, arrays, strict=True))
+            for name in named.keys() - kept:
                 if name in totals:
-                    totals[name] += array
+                    totals[name] += named[name]
                 else:
-                    totals[name] = array.astype(np.float64)
-            samples += len(batch)
+                    totals[name] = named[name].astype(np.float64)
+            self._keep(samples, named, uniform[:, 0])
+            count += len(batch)
             if progress is not None:
-                progress(samples, len(data))
-        return self._stats(samples, totals, data.name)
+                progress(count, len(data))
+        return self._stats(count, totals, samples, data.name)
 
-    def _batch_feeds(self, batch: Batch) -> dict[str, Array]:
+    def _keep(
+        self, samples: dict[str, Sample], named: Mapping[str, Array], keys: Array
+    ) -> None:
+        for key, plan in self._plans.items():
+            if plan.kept:
+                rows = named[plan.kept].reshape(len(keys), plan.rows, -1)
+                fresh = Sample(keys, rows, plan.limit)
+                samples[key] = samples[key] + fresh if key in samples else fresh
+
+    def _batch_feeds(self, batch: Batch, uniform: Array) -> dict[str, Array]:
         feeds: dict[str, Array] = dict(batch.inputs)
-        uniform = _uniform(batch, self._positions, self._seed)
         for feed in self._feeds:
             feeds.update(feed.arrays(uniform))
         return {name: array for name, array in feeds.items() if name in self._inputs}
 
     def _stats(
-        self, samples: int, totals: dict[str, Array], name: str
+        self,
+        count: int,
+        totals: Mapping[str, Array],
+        samples: Mapping[str, Sample],
+        name: str,
     ) -> dict[str, Stats]:
-        if samples == 0:
+        if count == 0:
             raise SqueezeError(
                 f"{name}: no full batch of samples to gather statistics from"
             )
         found: dict[str, Stats] = {}
-        for key, (rows, kinds) in self._counts.items():
-            sums = {kind: totals[output] for kind, output in kinds.items()}
+        for key, plan in self._plans.items():
+            sums = {kind: totals[output] for kind, output in plan.kinds.items()}
             if not all(np.isfinite(array).all() for array in sums.values()):
                 raise SqueezeError(
                     f"{name}: activations at {key!r} are NaN or Inf on this data; "
                     "look at its scale and normalisation"
                 )
-            found[key] = Stats(rows * samples, sums)
+            found[key] = Stats(plan.rows * count, sums, samples.get(key))
         return found
 
 
@@ -280,6 +331,16 @@ def _uniform(batch: Batch, positions: int, seed: int) -> Array:
             mark = zlib.crc32(batch.inputs[name][index].tobytes(), mark)
         rows.append(np.random.default_rng(mark).random(positions))
     return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one request becomes: rows per sample, and the outputs that hold it."""
+
+    rows: int
+    kinds: Mapping[str, str]
+    kept: str = ""
+    limit: int = 0
 
 
 # -- feeds: where the rows are taken ------------------------------------------------
@@ -367,20 +428,27 @@ class _Builder:
     def graph(self) -> ir.Graph:
         return self.merged[0].graph
 
-    def request(self, key: str, wanted: Wanted) -> tuple[int, dict[str, str]]:
-        """Rows per sample, and the output that holds each kind of sum."""
+    def request(self, key: str, wanted: Wanted) -> _Plan:
+        """Add what a request needs to the graph."""
         if isinstance(wanted, Moments):
             return self._moments(wanted)
-        rows = {self._grid(c) for c in wanted.columns}
-        if len(rows) != 1:
-            raise ValueError(f"{key}: columns with different positions {sorted(rows)}")
-        parts = [self._rows(c) for c in wanted.columns]
-        matrix = parts[0] if len(parts) == 1 else self.add("Concat", parts, axis=1)
+        grids = {self._grid(c) for c in wanted.columns}
+        if len(grids) != 1:
+            raise ValueError(f"{key}: columns with different positions {sorted(grids)}")
+        matrix = self._once(wanted.columns, partial(self._matrix, wanted.columns))
         kinds = {
             "sum": self.reduce("ReduceSum", matrix, [0]),
             "product": self.add("Gemm", [matrix, matrix], transA=1),
         }
-        return min(rows.pop(), self.positions), self._emit(kinds)
+        rows = min(grids.pop(), self.positions)
+        kept = self._emit({"rows": matrix})["rows"] if wanted.keep else ""
+        return _Plan(rows, self._emit(kinds), kept, wanted.keep)
+
+    def _matrix(self, columns: tuple[Columns, ...]) -> ir.Value:
+        parts = [self._rows(c) for c in columns]
+        if len(parts) == 1:
+            return self.add("Identity", parts)
+        return self.add("Concat", parts, axis=1)
 
     def _emit(self, kinds: Mapping[str, ir.Value]) -> dict[str, str]:
         for value in kinds.values():
@@ -391,17 +459,17 @@ class _Builder:
 
     # moments
 
-    def _moments(self, wanted: Moments) -> tuple[int, dict[str, str]]:
+    def _moments(self, wanted: Moments) -> _Plan:
         shape = self._shape(wanted.value, wanted.model)
         axis = wanted.axis % len(shape)
         axes = [a for a in range(len(shape)) if a != axis]
         value = self._float(wanted.value, wanted.model)
         kinds: dict[str, ir.Value] = {}
         for kind in wanted.kinds:
-            kinds[kind] = self._once(
-                (kind, value, axis), lambda k=kind: self._sum(k, value, axes)
-            )
-        return prod(shape) // shape[axis] // self._samples(), self._emit(kinds)
+            make = partial(self._sum, kind, value, axes)
+            kinds[kind] = self._once((kind, value, axis), make)
+        rows = prod(shape) // shape[axis] // self._samples()
+        return _Plan(rows, self._emit(kinds))
 
     def _sum(self, kind: str, value: ir.Value, axes: list[int]) -> ir.Value:
         if kind == "positive":

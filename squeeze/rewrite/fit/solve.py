@@ -24,7 +24,7 @@ class Affine:
     bias: Array
 
     def error(self, stats: Stats) -> float:
-        """Relative squared error on rows `[x (D) | y (O)]`: 1 is what the mean alone gets.
+        """Relative squared error on rows `[x (D) | y (O)]`; the mean alone gets 1.
 
         The bias' own miss counts. 0 where y never varies and is met.
         """
@@ -49,13 +49,11 @@ def solve(gram: Array, right: Array, ridge: float = RIDGE) -> Array:
     lam = damping(gram, ridge)
     damped = gram + lam * np.eye(len(gram))
     try:
-        lower = np.linalg.cholesky(damped)
-    except np.linalg.LinAlgError:  # rounding made it indefinite: use the spectrum
+        return np.asarray(np.linalg.solve(damped, right))
+    except np.linalg.LinAlgError:  # nothing varies: use what spectrum there is
         values, vectors = np.linalg.eigh(gram)
         values = np.maximum(values, 0) + lam
         return np.asarray(vectors @ ((vectors.T @ right) / values[:, None]))
-    half = np.linalg.solve(lower, right)
-    return np.asarray(np.linalg.solve(lower.T, half))
 
 
 def regress(stats: Stats, width: int, ridge: float = RIDGE) -> Affine:

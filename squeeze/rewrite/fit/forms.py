@@ -27,13 +27,14 @@ class Form:
     """Factors whose einsum is the kernel. The last factor is the last convolution's.
 
     `spec` gives the kernel as (outputs…, inputs…, taps…); `rows` of its labels are
-    outputs.
+    outputs. Factors in `fixed` are not fitted.
     """
 
     name: str
     spec: str
     factors: tuple[Array, ...]
     rows: int = 1
+    fixed: tuple[int, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -170,7 +171,8 @@ class Target:
 def fit_last(form: Form, target: Target, ridge: float = RIDGE) -> Form:
     """Least squares of the last factor, damped towards where it is."""
     if form.labels[-1][0] != "o":
-        return descend(form, len(form.factors) - 1, target, ridge=ridge)
+        steps = STEPS if not form.fixed else 8 * STEPS  # alone, it must converge here
+        return descend(form, len(form.factors) - 1, target, steps, ridge)
     last = form.factors[-1]
     width = last[0].size
     features = form.kernel(-1, np.eye(width).reshape(width, *last.shape[1:]))
@@ -236,9 +238,10 @@ def sweep(
     form: Form, target: Target, sweeps: int = SWEEPS, ridge: float = RIDGE
 ) -> Form:
     """Alternating least squares over all factors, as many sweeps as `WORK` allows."""
+    inner = [i for i in range(len(form.factors) - 1) if i not in form.fixed]
     form = fit_last(form, target, ridge)
-    for _ in range(min(sweeps, int(WORK / work(form)))):
-        for index in range(len(form.factors) - 1):
+    for _ in range(min(sweeps, int(WORK / work(form))) if inner else 0):
+        for index in inner:
             form = descend(form, index, target, ridge=ridge)
         form = fit_last(form, target, ridge)
     return form

@@ -54,6 +54,18 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class RuntimePeak:
+    """Most bytes of activations at once as onnxruntime needs them, and the node there.
+
+    `in_place` names the nodes that write where they read.
+    """
+
+    bytes: int
+    layer: str
+    in_place: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Profile:
     """A model's totals and layers; `model` is the file's name."""
 
@@ -62,6 +74,7 @@ class Profile:
     layers: tuple[Layer, ...]
     input_shapes: dict[str, tuple[int, ...]]
     peak_layer: str
+    runtime_peak: RuntimePeak
 
 
 def profile(
@@ -93,7 +106,8 @@ def profile(
         uncounted_ops=tuple(sorted(uncounted)),
     )
     name = str(source.path) if source else model.graph.name or "model"
-    return Profile(name, totals, layers, dict(shapes.inputs), where)
+    runtime = runtime_peak(model.graph, shapes)
+    return Profile(name, totals, layers, dict(shapes.inputs), where, runtime)
 
 
 def count(nodes: Iterable[ir.Node], shapes: Shapes) -> tuple[int, int, int]:
@@ -236,3 +250,124 @@ def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
         live -= sum(value_bytes(v, shapes) for v in dying.get(index, ()))
         live -= sum(value_bytes(v, shapes) for v in node.outputs if v not in last)
     return peak, where
+
+
+# ops that onnxruntime's CPU kernels may run on the memory of an input (MayInplace in
+# their registrations): index of that input
+IN_PLACE: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        """Abs Ceil Celu Clip Elu Exp Floor Gelu HardSigmoid LeakyRelu Log Neg Not
+        Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Tanh ThresholdedRelu
+        ScatterElements ScatterND Softmax LogSoftmax Cast""".split(),
+        (0,),
+    ),
+    **dict.fromkeys("Add Sub Mul Div Sum Min Max".split(), (0, 1)),
+}
+# ops that only show their input's memory under another shape (Alias)
+VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze Identity Dropout Optional".split())
+ALIGNMENT = 256  # bytes that onnxruntime's arena rounds each allocation up to
+
+
+def runtime_peak(graph: ir.Graph, shapes: Shapes) -> RuntimePeak:
+    """Liveness as onnxruntime plans it: in its order, views free, in place where it may.
+
+    Inputs belong to the caller and are left out. A value's memory is reused in place by
+    a kernel that allows it, when nobody reads the value later and the sizes agree.
+    """
+    nodes = runtime_order(graph)
+    owner: dict[ir.Value, ir.Value] = {}
+    last: dict[ir.Value, int] = {}
+    for index, node in enumerate(nodes):
+        _own(node, owner, shapes)
+        for value in _reads(node):
+            last[owner.get(value, value)] = index
+    for value in graph.outputs:
+        last[owner.get(value, value)] = len(nodes)
+    return _replayed(nodes, owner, last, shapes)
+
+
+def _own(node: ir.Node, owner: dict[ir.Value, ir.Value], shapes: Shapes) -> None:
+    """Views share the memory of what they show, unless that is a weight."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type in VIEWS and source is not None and source.const_value is None:
+        owner[node.outputs[0]] = owner.get(source, source)
+
+
+def _replayed(
+    nodes: list[ir.Node],
+    owner: dict[ir.Value, ir.Value],
+    last: dict[ir.Value, int],
+    shapes: Shapes,
+) -> RuntimePeak:
+    live, peak, where = 0, 0, ""
+    held: dict[ir.Value, int] = {}  # memory in use, by the value that it belongs to
+    ends: dict[int, list[ir.Value]] = {}
+    in_place: list[str] = []
+    for index, node in enumerate(nodes):
+        for value in node.outputs:
+            if owner.get(value, value) is not value or value.name in shapes.constants:
+                continue
+            size = -(-value_bytes(value, shapes) // ALIGNMENT) * ALIGNMENT
+            reused = _reusable(node, index, size, owner, last, held)
+            if reused is not None:
+                in_place.append(node_name(node))
+                held.pop(reused)
+            else:
+                live += size
+            held[value] = size
+            ends.setdefault(max(last.get(value, index), index), []).append(value)
+        if live > peak:
+            peak, where = live, node_name(node)
+        live -= sum(held.pop(value, 0) for value in ends.get(index, ()))
+    return RuntimePeak(peak, where, tuple(in_place))
+
+
+def _reusable(
+    node: ir.Node,
+    index: int,
+    size: int,
+    owner: dict[ir.Value, ir.Value],
+    last: dict[ir.Value, int],
+    held: dict[ir.Value, int],
+) -> ir.Value | None:
+    """The input whose memory the node's output takes over, if there is one."""
+    for place in IN_PLACE.get(node.op_type, ()):
+        if place < len(node.inputs) and (value := node.inputs[place]) is not None:
+            value = owner.get(value, value)
+            if last.get(value) == index and held.get(value) == size:
+                return value
+    return None
+
+
+def runtime_order(graph: ir.Graph) -> list[ir.Node]:
+    """The order that onnxruntime runs in: depth first back from the outputs.
+
+    Its default (ReverseDFSFrom in core/graph/graph.cc) walks from the nodes without
+    consumers towards the inputs and leaves each node after all that it reads; inputs
+    are entered in the order of their nodes' indices.
+    """
+    place = {node: index for index, node in enumerate(graph)}
+    sources = {
+        node: sorted(
+            {
+                p
+                for value in _reads(node)
+                if (p := value.producer()) is not None and p in place
+            },
+            key=place.__getitem__,
+        )
+        for node in place
+    }
+    leaves = [n for n in place if not any(v.uses() for v in n.outputs)]
+    order: list[ir.Node] = []
+    done: set[ir.Node] = set()
+    stack = [(node, False) for node in leaves]
+    while stack:
+        node, leaving = stack.pop()
+        if leaving:
+            order.append(node)
+        elif node not in done:
+            done.add(node)
+            stack.append((node, True))
+            stack += [(p, False) for p in sources[node] if p not in done]
+    return order if len(order) == len(place) else list(place)

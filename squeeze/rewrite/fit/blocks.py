@@ -136,6 +136,7 @@ class BlockTask:
         self.fitted: Fitted | None = None
         self._input = site.input.name or ""
         self._width = 0
+        self.warning = ""
 
     @property
     def name(self) -> str:
@@ -175,6 +176,11 @@ class BlockTask:
     def solve(self, stats: Stats, held: Stats) -> None:
         if self.residual:
             stats, held = (_without_skip(s, self._width) for s in (stats, held))
+        if stats.count < 2 * self._width:
+            self.warning = (
+                f"{self.name}: {stats.count} rows for {self._width} inputs are few; "
+                "the fit leans on its start; more --samples help"
+            )
         _, bias = folded(self.site)
         if self.begun.structure is not None and self.begun.form is not None:
             self.fitted = fit(self.begun.form, stats, held, self.clamp, bias=bias)

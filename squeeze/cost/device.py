@@ -18,7 +18,8 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from squeeze import rules
-from squeeze.cost.profile import Layer, Profile, last_uses, value_bytes
+from squeeze.cost.memory import VIEWS, last_uses, value_bytes
+from squeeze.cost.profile import Layer, Profile
 from squeeze.errors import RuleError, nearest
 from squeeze.model import node_name
 from squeeze.shapes import Shapes
@@ -124,7 +125,9 @@ def parse(table: Mapping[str, Any], file: Path) -> Device:
         _check(key, value, file)
     for key in _NEEDED:
         if key not in table:
-            raise RuleError(f"{file}: {key} is missing; rules/README.md says what it is")
+            raise RuleError(
+                f"{file}: {key} is missing; rules/README.md says what it is"
+            )
     texts = {"name": file.stem, "description": "", "source": ""}
     return Device(**{**texts, **table})
 
@@ -160,9 +163,7 @@ def predict(
     return Prediction(device, tuple(layers))
 
 
-def _walk(
-    graph: ir.Graph, profile: Profile
-) -> Iterable[tuple[int, ir.Node, Layer]]:
+def _walk(graph: ir.Graph, profile: Profile) -> Iterable[tuple[int, ir.Node, Layer]]:
     """Nodes that cost something, with their place in the graph."""
     waiting = list(reversed(profile.layers))
     for index, node in enumerate(graph):
@@ -276,9 +277,6 @@ class _Live:
 
     def _size(self, values: Iterable[ir.Value]) -> float:
         return sum(_activation_bytes(v, self.shapes, self.device) for v in values)
-
-
-VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze Identity Dropout".split())
 
 
 def _owner(value: ir.Value) -> ir.Value:

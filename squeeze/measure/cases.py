@@ -42,7 +42,7 @@ def _check_batch(path: Path, shapes: Shapes, given: InputShapes, batch: int) -> 
     for name, shape in shapes.inputs.items():
         if name not in given and "" not in given and shape and shape[0] != batch:
             raise SqueezeError(
-                f"{path}: its input {name!r} is fixed to {shape[0]}, not --batch {batch}"
+                f"{path}: input {name!r} is fixed to {shape[0]}, not --batch {batch}"
             )
 
 

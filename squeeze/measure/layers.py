@@ -138,9 +138,7 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
     """One entry per run but the first two, which warm up."""
     spans = [e for e in events if e.get("name") == "model_run"]
     nodes = [
-        e
-        for e in events
-        if e.get("cat") == "Node" and str(e["name"]).endswith(KERNEL)
+        e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith(KERNEL)
     ]
     nodes.sort(key=lambda e: (e["ts"], -e["dur"]))
     starts = np.array([e["ts"] for e in nodes])
@@ -266,9 +264,7 @@ def _lines(
     lines = [_line(*key, parts, macs, run_ms) for key, parts in grouped.items()]
     lines.sort(key=lambda x: (x.kind != "layer", position.get(x.name, len(position))))
     rest = run_ms - sum(line.time_ms for line in lines)
-    lines.append(
-        Line("between kernels", "", "rest", (), rest, rest / run_ms, 0, None)
-    )
+    lines.append(Line("between kernels", "", "rest", (), rest, rest / run_ms, 0, None))
     return lines
 
 

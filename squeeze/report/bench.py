@@ -10,7 +10,7 @@ from squeeze.measure.cases import Case
 from squeeze.measure.latency import Bench, Ratio, Settings
 from squeeze.measure.layers import Timeline
 from squeeze.report.costs import SCHEMA, totals_json
-from squeeze.report.table import Column, Table, bar, dims, share, si
+from squeeze.report.table import Column, Table, bar, dims, milliseconds, share, si
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,3 @@ def _layers_table(case: Case, timeline: Timeline, top: int | None) -> Table:
         notes.append(f"{len(timeline.lines) - len(lines)} more lines: raise --top")
     styles = ["dim" if line.kind != "layer" else "" for line in lines]
     return Table(str(case.path), columns, rows, notes, styles)
-
-
-def milliseconds(value: float) -> str:
-    """A time with three digits: 850 µs, 12.3 ms, 1.20 s."""
-    if abs(value) >= 1000:
-        return f"{value / 1000:.3g} s"
-    if abs(value) < 0.9995 and value:
-        return f"{value * 1000:.3g} µs"
-    return f"{value:.3g} ms"

@@ -24,7 +24,9 @@ def profile_json(
 ) -> dict[str, Any]:
     """DESIGN: `squeeze profile --json`; a prediction adds times in seconds."""
     layers = []
-    times = devices.layers_json(prediction) if prediction else [{}] * len(profile.layers)
+    times = (
+        devices.layers_json(prediction) if prediction else [{}] * len(profile.layers)
+    )
     for layer, time in zip(profile.layers, times, strict=True):
         row = {**asdict(layer), "bottleneck": layer.bottleneck, **time}
         layers.append(

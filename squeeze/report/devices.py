@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from squeeze.cost.device import LayerTime, Prediction
-from squeeze.report.bench import milliseconds
-from squeeze.report.table import Column, Table, bar, share, size
+from squeeze.report.table import Column, Table, bar, milliseconds, share, size
 
 
 def prediction_json(found: Prediction) -> dict[str, Any]:

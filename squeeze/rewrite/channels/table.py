@@ -427,13 +427,14 @@ def _gather(t: Tracer, node: ir.Node) -> None:
     rank = len(t.shape(node.inputs[1]))
     middle: list[Array] = [t.labels.plain(n) for n in shape[axis : axis + rank]]
     if labels.any():
-        if indices is None or indices.ndim > 1:
+        long = [i for i, n in enumerate(shape[axis : axis + rank]) if n > 1]
+        if indices is None or len(long) > 1:
             what = "by number" if indices is None else "in a grid"
             t.labels.protect(labels, f"Gather {node.name} looks channels up {what}")
-        elif indices.ndim == 0:
-            t.labels.protect(labels[indices.reshape(1)], f"Gather {node.name} takes it")
+        elif not long:
+            t.labels.protect(labels[indices.reshape(-1)], f"Gather {node.name} takes it")
         else:
-            middle = [labels[indices]]
+            middle[long[0]] = labels[indices.reshape(-1)]
     t.write(node, [*axes[:axis], *middle, *axes[axis + 1 :]])
     if t.is_constant(node, 0):  # an embedding makes its channels
         for index, made in enumerate(axes):
@@ -451,8 +452,9 @@ def _rewrite_gather(r: Removal, node: ir.Node) -> None:
     mask = r.mask(source[axis])
     indices = indices % len(mask)
     place = np.cumsum(mask) - 1
-    kept = indices if indices.ndim == 0 else indices[mask[indices]]
-    r.set_input(node, 1, np.asarray(place[kept], np.int64))
+    flat = indices.reshape(-1)
+    shape = [n if n == 1 else int(mask[flat].sum()) for n in indices.shape]
+    r.set_input(node, 1, place[flat[mask[flat]]].reshape(shape).astype(np.int64))
 
 
 def _pad(t: Tracer, node: ir.Node) -> None:

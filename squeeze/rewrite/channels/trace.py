@@ -155,7 +155,12 @@ class Tracer:
         shape = self.shape(value)
         if tuple(map(len, axes)) != shape:
             raise Barrier(f"labels of {[len(a) for a in axes]} for a shape {list(shape)}")
-        self.axes[value] = tuple(axes)
+        for labels in axes:
+            if len(labels) == 1 and labels[0] > 0:  # no axis may become empty
+                self.labels.protect(labels, f"the only channel of {value.name}")
+        self.axes[value] = tuple(
+            self.labels.plain(1) if len(labels) == 1 else labels for labels in axes
+        )
         if all(self.is_constant(node, i) for i, v in enumerate(node.inputs) if v):
             self.derived.add(value)
 

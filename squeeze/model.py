@@ -45,7 +45,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     proto = _parse(path)
     if not proto.ir_version or not proto.HasField("graph"):
         raise SqueezeError(f"{path}: not an ONNX model (it has no graph)")
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0
+    )
     if 0 < opset < 9:
         raise SqueezeError(
             f"{path}: opset {opset} is too old; convert it to 9 or later with "
@@ -54,7 +56,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises many kinds
-        raise SqueezeError(f"{path}: invalid ONNX model: {_root_cause(error)}") from error
+        raise SqueezeError(
+            f"{path}: invalid ONNX model: {_root_cause(error)}"
+        ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     external = _external_files(model, path)
     model.meta[SOURCE] = Source(
@@ -208,7 +212,9 @@ def add_initializer(
 
 def node_name(node: ir.Node) -> str:
     """The node's name as in the file, else its first output's."""
-    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+    return (
+        node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+    )
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -248,7 +254,10 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
     try:
         for value, tensor in kept.items():
             if tensor is not None and tensor.nbytes > limit:
-                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+                value.shape, value.type = (
+                    ir.Shape(tensor.shape),
+                    ir.TensorType(tensor.dtype),
+                )
                 graph.initializers.pop(value.name or "")
                 value.const_value = None
                 graph.inputs.append(value)
@@ -334,7 +343,9 @@ def check_output(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; make it first")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if not os.access(folder, os.W_OK) or (
+        path.exists() and not os.access(path, os.W_OK)
+    ):
         raise UsageError(f"{path}: not writable; choose another -o")
 
 
@@ -352,13 +363,17 @@ def save(
     path = Path(path)
     check_output(path)
     came_from = source(model)
-    external = proto_bytes(model) > INLINE_LIMIT or bool(came_from and came_from.external)
+    external = proto_bytes(model) > INLINE_LIMIT or bool(
+        came_from and came_from.external
+    )
     data = f"{path.name}.data" if external else None
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
         written = folder / path.name
         ir.save(model, written, format="protobuf", external_data=data)
-        files = sorted(folder.iterdir(), key=lambda f: f.name == path.name)  # model last
+        files = sorted(
+            folder.iterdir(), key=lambda f: f.name == path.name
+        )  # model last
         size = sum(f.stat().st_size for f in files)
         if verify is not None:
             verify(written)

@@ -78,7 +78,9 @@ def input_shapes(
     if "" in given:
         if len(inputs) != 1:
             names = ", ".join(inputs)
-            raise UsageError(f"--input-shape: name one of the inputs {names}, as NAME:1,…")
+            raise UsageError(
+                f"--input-shape: name one of the inputs {names}, as NAME:1,…"
+            )
         given[next(iter(inputs))] = given.pop("")
     for name in given:
         if name not in inputs:
@@ -130,7 +132,11 @@ def _static_shape(
 
 def _text(shape: ir.Shape | None) -> str:
     dims = shape or ()
-    return "[" + ", ".join(str(d) if isinstance(d, int) else d.value or "?" for d in dims) + "]"
+    return (
+        "["
+        + ", ".join(str(d) if isinstance(d, int) else d.value or "?" for d in dims)
+        + "]"
+    )
 
 
 def is_dynamic(model: ir.Model) -> bool:
@@ -288,12 +294,16 @@ def _fold_node(
     return _evaluate(node, feeds, versions)
 
 
-def _evaluate(node: ir.Node, feeds: dict[str, Array], versions: dict[str, int]) -> Array | None:
+def _evaluate(
+    node: ir.Node, feeds: dict[str, Array], versions: dict[str, int]
+) -> Array | None:
     from onnx.reference import ReferenceEvaluator  # slow to import, rarely needed
 
     try:
         proto = ir.serde.serialize_node(node)
         evaluator = ReferenceEvaluator(proto, opsets=versions)
         return np.asarray(evaluator.run(None, feeds)[0])
-    except Exception:  # an op the reference lacks stays unfolded, and is reported as such
+    except (
+        Exception
+    ):  # an op the reference lacks stays unfolded, and is reported as such
         return None

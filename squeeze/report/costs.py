@@ -22,7 +22,9 @@ def profile_json(profile: Profile) -> dict[str, Any]:
     layers = []
     for layer in profile.layers:
         row = {**asdict(layer), "bottleneck": layer.bottleneck}
-        layers.append({k: list(v) if isinstance(v, tuple) else v for k, v in row.items()})
+        layers.append(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
+        )
     return {
         "schema": SCHEMA,
         "model": profile.model,

@@ -7,24 +7,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from squeeze.cost import Profile as Profile
-    from squeeze.cost import profile as profile
+    from squeeze.cost.profile import Profile as Profile
+    from squeeze.cost.profile import profile as profile
     from squeeze.errors import SqueezeError as SqueezeError
     from squeeze.model import load as load
     from squeeze.model import save as save
     from squeeze.rewrite.convert import convert as convert
+    from squeeze.rewrite.plan import Result as Result
+    from squeeze.rewrite.run import Options as Options
 
 # public name → module that holds it; imported when first used
 _PUBLIC = {
     "Profile": "squeeze.cost.profile",
     "SqueezeError": "squeeze.errors",
+    "Options": "squeeze.rewrite.run",
+    "Result": "squeeze.rewrite.plan",
     "convert": "squeeze.rewrite.convert",
     "load": "squeeze.model",
     "profile": "squeeze.cost.profile",
     "save": "squeeze.model",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

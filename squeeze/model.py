@@ -8,6 +8,7 @@ stay mapped and are read when something asks for their values.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from squeeze.errors import SqueezeError, UsageError
 
 SOURCE = "squeeze.source"  # key of `Source` in Model.meta
 INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit, less some room for the structure
+MAP_FROM = 2**27  # bytes of a file from which on its weights are mapped, not held
 FOLD_LIMIT = 2**27  # most elements of a ConstantOfShape weight
 
 
@@ -60,7 +62,10 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             f"{path}: invalid ONNX model: {_root_cause(error)}"
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    del proto
     external = _external_files(model, path)
+    if path.stat().st_size > MAP_FROM:
+        _map_weights(model, path)
     model.meta[SOURCE] = Source(
         path, sum(f.stat().st_size for f in {path, *external}), bool(external)
     )
@@ -116,7 +121,7 @@ def _external_files(model: ir.Model, path: Path) -> set[Path]:
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     file = Path(tensor.path)
     inside = Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent))
-    if os.path.isabs(tensor.location) or not inside:
+    if Path(tensor.location).is_absolute() or not inside:
         raise SqueezeError(
             f"{path}: external data {str(tensor.location)!r} lies outside the model's "
             "folder; save the model with its data beside it"
@@ -129,8 +134,8 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     size, end = file.stat().st_size, (tensor.offset or 0) + (tensor.length or 0)
     if end > size:
         raise SqueezeError(
-            f"{path}: external data {str(tensor.location)!r} is truncated: {size} bytes, "
-            f"{tensor.name!r} ends at {end}; copy it again"
+            f"{path}: external data {str(tensor.location)!r} is truncated: "
+            f"{size} bytes, {tensor.name!r} ends at {end}; copy it again"
         )
     return file
 
@@ -157,6 +162,35 @@ def _resolved(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
     )
 
 
+def _map_weights(model: ir.Model, path: Path) -> None:
+    """Back big inline weights by the file's own bytes, so that the parsed copy can go.
+
+    The bytes are found by looking for them: whatever is found is equal.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    position = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.TensorProtoTensor) or tensor.nbytes < 2**16:
+            continue
+        found = mapped.find(tensor.tobytes(), position)
+        dtype = tensor.dtype.numpy()
+        if found < 0 or tensor.dtype.bitwidth < 8:
+            value.const_value = ir.Tensor(
+                tensor.numpy(), tensor.dtype, name=tensor.name
+            )
+            continue
+        position = found + tensor.nbytes
+        array = np.frombuffer(mapped, dtype, tensor.size, found)
+        shape = tensor.shape.numpy()
+        value.const_value = ir.Tensor(
+            array.reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=tensor.name
+        )
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # the search has touched every page
+
+
 def normalize(model: ir.Model) -> ir.Model:
     """Inline functions, lift constants, and take initializers out of the inputs."""
     if model.functions:
@@ -167,8 +201,23 @@ def normalize(model: ir.Model) -> ir.Model:
     if any(v.is_initializer() for v in model.graph.inputs):
         passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, 4)
+    _skip_identities(model.graph)
     _lift_constant_of_shape(model.graph)
     return model
+
+
+def _skip_identities(graph: ir.Graph) -> None:
+    """Identity of a weight is how exporters write a tied one."""
+    for node in list(graph):
+        if (
+            node.op_type == "Identity"
+            and not node.domain
+            and node.inputs[0] is not None
+        ):
+            weight, out = node.inputs[0], node.outputs[0]
+            if weight.is_initializer() and not out.is_graph_output():
+                out.replace_all_uses_with(weight)
+                graph.remove(node, safe=True)
 
 
 def _lift_constant_of_shape(graph: ir.Graph) -> None:
@@ -197,7 +246,7 @@ def add_initializer(
     """Register `tensor` under its own name, in place of a value if one is given."""
     value = ir.Value(
         name=tensor.name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -255,7 +304,7 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
         for value, tensor in kept.items():
             if tensor is not None and tensor.nbytes > limit:
                 value.shape, value.type = (
-                    ir.Shape(tensor.shape),
+                    ir.Shape(tensor.shape.numpy()),
                     ir.TensorType(tensor.dtype),
                 )
                 graph.initializers.pop(value.name or "")
@@ -276,7 +325,7 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
 def proto_bytes(model: ir.Model) -> int:
     """Bytes the model takes as one file, without building that file."""
     with without_big_weights(model) as light:
-        structure = ir.to_proto(light).ByteSize()
+        structure = int(ir.to_proto(light).ByteSize())
         inside = weight_bytes(light)
     return structure + weight_bytes(model) - inside
 

@@ -47,8 +47,8 @@ class Shapes:
         if shape is None:
             name = value.name if value is not None else "an omitted input"
             raise SqueezeError(
-                f"{node.op_type} {node_name(node)!r}: the shape of {name!r} is unknown; "
-                f"pass --input-shape {example_shape(self.inputs)}"
+                f"{node.op_type} {node_name(node)!r}: the shape of {name!r} is unknown;"
+                f" pass --input-shape {example_shape(self.inputs)}"
             )
         return shape
 
@@ -290,7 +290,7 @@ def _fold_node(
         if value is not None:
             if value.name not in known:
                 return None
-            feeds[value.name] = known[value.name]
+            feeds[value.name or ""] = known[value.name]
     return _evaluate(node, feeds, versions)
 
 
@@ -302,8 +302,6 @@ def _evaluate(
     try:
         proto = ir.serde.serialize_node(node)
         evaluator = ReferenceEvaluator(proto, opsets=versions)
-        return np.asarray(evaluator.run(None, feeds)[0])
-    except (
-        Exception
-    ):  # an op the reference lacks stays unfolded, and is reported as such
+        return np.asarray(next(iter(evaluator.run(None, feeds))))
+    except Exception:  # an op that the reference lacks stays unfolded
         return None

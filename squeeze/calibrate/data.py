@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -184,7 +184,8 @@ def split(
     held = held or len(data) // 5
     if held == 0:
         raise SqueezeError(
-            f"{data.name}: {len(data)} samples are too few to hold a fifth out; pass --eval-data"
+            f"{data.name}: {len(data)} samples are too few to hold a fifth out; "
+            "pass --eval-data"
         )
     order = np.arange(len(data))
     calibration = data.take(order[:-held]).sample(samples, seed)
@@ -209,7 +210,8 @@ def _fit(name: str, spec: InputSpec, inputs: Mapping[str, Array]) -> Array:
         )
     if array.dtype.kind == "f" and spec.dtype.kind in "iub":
         raise SqueezeError(
-            f"{name}: {array.dtype} data for the {spec.dtype} input {spec.name!r}; convert it"
+            f"{name}: {array.dtype} data for the {spec.dtype} input {spec.name!r}; "
+            "convert it"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise SqueezeError(f"{name}: NaN or Inf in the data for input {spec.name!r}")
@@ -295,8 +297,9 @@ def _member(path: Path, archive: Any, name: str) -> Array:
             raw.read(2), "little"
         )
     offset = info.header_offset + 30 + extra + header
-    order = "F" if fortran else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    mapped: Array = np.memmap(path, dtype, "r", offset, shape, order)
+    return mapped
 
 
 def _arrays(arrays: dict[str, Array], name: str, specs: Sequence[InputSpec]) -> Source:
@@ -443,9 +446,9 @@ class ImageFolder:
         except OSError as error:
             raise SqueezeError(f"{file}: not a readable image") from error
         if self.images.mean:
-            array = array - np.float32(self.images.mean)
+            array = array - np.asarray(self.images.mean, np.float32)
         if self.images.std:
-            array = array / np.float32(self.images.std)
+            array = array / np.asarray(self.images.std, np.float32)
         return array if last else array.transpose(2, 0, 1)
 
 

@@ -12,7 +12,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ShapeType(click.ParamType):
+class ShapeType(click.ParamType):  # type: ignore[type-arg]
     """NAME:1,3,224,224, split at the last colon; the name may be left out."""
 
     name = "name:1,3,224,224"

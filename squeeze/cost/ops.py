@@ -122,8 +122,8 @@ def _per_output(count: int) -> Callable[[Op], Cost]:
 
 
 def _pool(op: Op) -> Cost:
-    window = prod(op.node.attributes.get_ints("kernel_shape", ()) or ())
-    return 0, prod(op.output) * window
+    window = list(op.node.attributes.get_ints("kernel_shape", ()) or ())
+    return 0, prod(op.output) * prod(window)
 
 
 def _per_input(op: Op) -> Cost:

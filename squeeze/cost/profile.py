@@ -222,7 +222,7 @@ def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
     nodes = list(graph)
     last = last_uses(nodes)
     end = len(nodes)
-    last.update({v: end for v in graph.outputs})
+    last.update(dict.fromkeys(graph.outputs, end))
     live = sum(value_bytes(v, shapes) for v in graph.inputs if v in last)
     dying: dict[int, list[ir.Value]] = {}
     for value, index in last.items():

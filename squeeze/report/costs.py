@@ -141,7 +141,8 @@ def grouped_table(profile: Profile, by: str) -> Table:
 
 
 CSV_COLUMNS = (
-    "name op kind macs flops params weight_bytes output_shape output_elements compression"
+    "name op kind macs flops params weight_bytes output_shape output_elements "
+    "compression"
 ).split()
 
 

@@ -75,11 +75,12 @@ def _what(change: Change) -> str:
     for key in ("rank", "channels"):
         if key in change.details:
             shown = {**shown, key: change.details[key]}
-    words += [
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in shown.items()
-    ]
+    words += [f"{name}={_short(value)}" for name, value in shown.items()]
     return " ".join([*words, f"({change.reason})"] if change.reason else words)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def summary_table(result: Result) -> Table:
@@ -91,7 +92,8 @@ def summary_table(result: Result) -> Table:
                 "latency",
                 f"{latency.before_ms:.3g} ms",
                 f"{latency.after_ms:.3g} ms",
-                f"×{latency.ratio:.3g} ({latency.ratio_low:.3g}–{latency.ratio_high:.3g})",
+                f"×{latency.ratio:.3g} "
+                f"({latency.ratio_low:.3g}–{latency.ratio_high:.3g})",
             ]
         )
     if found := result.fidelity:

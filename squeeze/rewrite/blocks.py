@@ -42,7 +42,8 @@ LAYER_KEYS: dict[str, dict[str, bool]] = {
 SEVERAL_INPUTS = ("Add", "Mul", "Concat")
 # activations by their own name: ONNX attributes are the keys
 NAMED_ACTIVATIONS = frozenset(
-    "Relu LeakyRelu Sigmoid Tanh HardSigmoid HardSwish Elu Selu Softplus Softsign".split()
+    """Relu LeakyRelu Sigmoid Tanh HardSigmoid HardSwish Elu Selu Softplus
+    Softsign""".split()
 )
 TOP_KEYS = (
     "summary",
@@ -330,7 +331,10 @@ class _Reader:
             ):
                 raise self.fail(f"{key}.choices", "must be a list of texts")
             text = self.text(table, "help", key)
-            found[name] = Param(name, table["default"], *bounds, tuple(choices), text)
+            low, high, above = bounds
+            found[name] = Param(
+                name, table["default"], low, high, above, tuple(choices), text
+            )
             found[name].check(table["default"], f"{self.path}: {key}.default")
         return found
 

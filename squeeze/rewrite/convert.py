@@ -117,9 +117,9 @@ def _planned(
 ) -> Planned:
     site = candidate.site
     why = candidate.reason or left_alone
-    if not why and site is not None and site.first and choice.keeps_first:
-        if not named(choice.only, site.name):
-            why = "first layer kept; --no-keep-first converts it"
+    kept = site is not None and site.first and choice.keeps_first
+    if not why and kept and not named(choice.only, candidate.name):
+        why = "first layer kept; --no-keep-first converts it"
     if why or site is None:
         return Planned(_refused(candidate.name, choice, why or ""))
     site = site.with_pool(choice.absorbs)

@@ -81,8 +81,8 @@ def parse(text: object, where: str) -> ast.expr:
         if not known:
             kind = type(node).__name__
             raise RuleError(
-                f"{where}: {text!r} uses what rules don't have ({kind}); use + - * / // %, "
-                "comparisons, and/or/not, `a if c else b`, min, max, floor, ceil"
+                f"{where}: {text!r} uses what rules don't have ({kind}); use + - * / "
+                "// %, comparisons, and/or/not, `a if c else b`, min, max, floor, ceil"
             )
     return tree
 
@@ -98,14 +98,16 @@ def check_names(tree: ast.expr, known: Iterable[str], where: str) -> None:
     for name in sorted(names_in(tree)):
         if name not in known:
             raise RuleError(
-                f"{where}: no name {name!r}{nearest(name, known)} (valid: {', '.join(known)})"
+                f"{where}: no name {name!r}{nearest(name, known)} "
+                f"(valid: {', '.join(known)})"
             )
 
 
 def evaluate(tree: ast.expr, names: Mapping[str, Value], where: str) -> Value:
     """The expression's value; RuleError where the operands don't fit."""
     try:
-        return _value(tree, names)
+        value: Value = _value(tree, names)
+        return value
     except ZeroDivisionError as error:
         raise RuleError(f"{where}: divides by zero") from error
     except (TypeError, OverflowError) as error:

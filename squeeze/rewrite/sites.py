@@ -217,7 +217,7 @@ def _site(
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
     user = uses[0].node
@@ -274,7 +274,7 @@ def _pads(
     rank = len(spans)
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     if mode in ("NOTSET", ""):
-        pads = node.attributes.get_ints("pads", None) or [0] * (2 * rank)
+        pads = node.attributes.get_ints("pads", ()) or [0] * (2 * rank)
         return int(pads[axis]), int(pads[axis + rank])
     if mode == "VALID":
         return 0, 0
@@ -295,8 +295,8 @@ def _axes(
         return None, f"a {rank}-D convolution"
     spatial = shapes.need(conv.inputs[0], conv)[2:]
     result = shapes.need(conv.outputs[0], conv)[2:]
-    strides = list(conv.attributes.get_ints("strides", None) or [1] * rank)
-    dilations = list(conv.attributes.get_ints("dilations", None) or [1] * rank)
+    strides = list(conv.attributes.get_ints("strides", ()) or [1] * rank)
+    dilations = list(conv.attributes.get_ints("dilations", ()) or [1] * rank)
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     axes = []
     for i in range(rank):
@@ -329,9 +329,9 @@ def _pool(value: ir.Value, axes: tuple[Axis, ...], shapes: Shapes) -> Pool | Non
     if node is None or node.op_type != "MaxPool" or len(node.outputs) != 1:
         return None
     rank = len(axes)
-    kernel = list(node.attributes.get_ints("kernel_shape", None) or [])
-    strides = list(node.attributes.get_ints("strides", None) or [1] * rank)
-    dilations = list(node.attributes.get_ints("dilations", None) or [1] * rank)
+    kernel = list(node.attributes.get_ints("kernel_shape", ()) or [])
+    strides = list(node.attributes.get_ints("strides", ()) or [1] * rank)
+    dilations = list(node.attributes.get_ints("dilations", ()) or [1] * rank)
     result = shapes.of(node.outputs[0])
     if prod(strides) == 1 or len(kernel) != rank or prod(dilations) != 1 or not result:
         return None

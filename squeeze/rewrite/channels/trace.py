@@ -416,9 +416,37 @@ class Trace:
     def size(self, labels: Array, keep: Array) -> int:
         return int(self.mask(labels, keep).sum())
 
+    @cached_property
+    def total(self) -> int:
+        """MACs of the whole model, the nodes that nothing is known of included."""
+        costs = (ops.cost(node, self.shapes) for node in self.model.graph)
+        return sum(cost[0] for cost in costs if cost)
+
+    @cached_property
+    def _traced(self) -> int:
+        return sum(c.macs for c in self.contractions)
+
+    @cached_property
+    def weights(self) -> tuple[tuple[int, Axes], ...]:
+        """(elements, labels) of every weight that counts as a parameter, once each."""
+        found: dict[ir.Value, tuple[int, Axes]] = {}
+        for (node, index), axes in self.uses.items():
+            value = node.inputs[index]
+            skipped = index in ops.ARITHMETIC_INPUTS.get(node.op_type, ())
+            if value is None or value.const_value is None or skipped:
+                continue
+            tensor = value.const_value
+            if tensor.size > 1 and tensor.dtype.is_floating_point():
+                found.setdefault(value, (tensor.size, axes))
+        return tuple(found.values())
+
+    def params(self, keep: Array) -> int:
+        """Parameters that would remain of the weights that labels reach."""
+        return sum(prod(self.size(a, keep) for a in axes) for _, axes in self.weights)
+
     def macs(self, keep: Array) -> int:
-        """MACs of all contractions that would remain."""
-        total = 0
+        """MACs of the whole model that would remain."""
+        total = self.total - self._traced
         for c in self.contractions:
             kept = prod(self.size(v, keep) for v in c.letters.values())
             total += c.macs * kept // max(1, prod(len(v) for v in c.letters.values()))

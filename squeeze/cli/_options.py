@@ -122,6 +122,21 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def images() -> Any:
+    """How images become inputs: `[data]` of squeeze.toml in the working directory."""
+    from squeeze.calibrate.data import Images
+    from squeeze.cli import _config
+
+    table = _config.read(Path.cwd()).get("data", {})
+    size = table.get("size")
+    return Images(
+        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
+        mean=tuple(table.get("mean", ())),
+        std=tuple(table.get("std", ())),
+        layout=table.get("layout", "nchw"),
+    )
+
+
 def print_tables(tables: Sequence[Any], as_markdown: bool) -> None:
     """Tables on the terminal, or in Markdown."""
     from squeeze.report import table

@@ -97,7 +97,8 @@ def gathered(context: Context, wanted: Mapping[str, Wanted]) -> dict[str, Stats]
 def moments(context: Context, kinds: tuple[str, ...]) -> dict[str, Stats]:
     """Sums over all positions of what sinks read, by `Reading.key`."""
     wanted = {
-        r.key: Moments(r.value.name or "", r.axis, kinds) for r in readings(context.trace)
+        r.key: Moments(r.value.name or "", r.axis, kinds)
+        for r in readings(context.trace)
     }
     return gathered(context, wanted)
 
@@ -230,10 +231,14 @@ def _reconstruction(context: Context) -> Array:
 
 def _energy_of(context: Context, some: list[Reading]) -> Array:
     total = context.empty
-    wanted = {r.key: Moments(r.value.name or "", r.axis, ("sum", "square")) for r in some}
+    wanted = {
+        r.key: Moments(r.value.name or "", r.axis, ("sum", "square")) for r in some
+    }
     found = gathered(context, wanted)
     for reading in some:
-        energy = found[reading.key].sums["square"] * _column_norms(context.trace, reading)
+        energy = found[reading.key].sums["square"] * _column_norms(
+            context.trace, reading
+        )
         if energy.sum() > 0:
             total += add_up(reading.units, energy / energy.sum(), len(total))
     return total
@@ -277,7 +282,9 @@ def matrix(node: ir.Node) -> Array | None:
     if weight.ndim != 2:
         return None
     if node.op_type == "Gemm":
-        plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1
+        plain = (
+            attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1
+        )
         if attributes.get_int("transA", 0) or not plain:
             return None
         if attributes.get_int("transB", 0):
@@ -299,7 +306,9 @@ TABLE: dict[str, Criterion] = {
     "activations": Criterion(counts, True, "thesis §2.2.2; Hu et al. 2016"),
     "apoz": Criterion(shares, True, "average percentage of zeros, Hu et al. 2016"),
     "mean": Criterion(_mean, True, "mean activation, Molchanov et al. 2017"),
-    "outlier": Criterion(shares, True, "below mean − 2·std of the layer, thesis §2.2.3"),
+    "outlier": Criterion(
+        shares, True, "below mean − 2·std of the layer, thesis §2.2.3"
+    ),
     "l1": Criterion(_norm(1), False, "weights' L1 norm, Li et al. 2017"),
     "l2": Criterion(_norm(2), False, "weights' L2 norm, He et al. 2018"),
     "energy": Criterion(_energy, True, "rms activation × norm of the next weights"),

@@ -43,7 +43,9 @@ class Limit:
     is_share: bool
 
     def of(self, whole: float) -> float:
-        return float(self.value * Fraction(whole)) if self.is_share else float(self.value)
+        return (
+            float(self.value * Fraction(whole)) if self.is_share else float(self.value)
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Samples:
             return None
         found = open_data(self.data, model, shapes, self.images)
         if counting and self.count is None:
-            text = f"all {len(found)} samples of {found.name}, nothing is fitted to them"
+            text = (
+                f"all {len(found)} samples of {found.name}, nothing is fitted to them"
+            )
             return Split(found, found, text)
         held = None
         if self.evaluation is not None:
@@ -216,7 +220,10 @@ class _State:
             kept = choose.share(1 - plan.ratio, plan.floors.round_to)
             least = plan.min_channels
             return lambda t: choose.thin(
-                t, self._families(t), self._scores(t), lambda n: max(kept(n), min(n, least))
+                t,
+                self._families(t),
+                self._scores(t),
+                lambda n: max(kept(n), min(n, least)),
             )
         return self._to_target
 
@@ -242,7 +249,9 @@ class _State:
 
     def _floor(self, keep: Array, cell: Cell, scores: Array) -> None:
         count = int(keep[cell.units].sum())
-        least = self.plan.floors.count(count, cell) if count < len(cell.units) else count
+        least = (
+            self.plan.floors.count(count, cell) if count < len(cell.units) else count
+        )
         if least > count:
             gone = cell.units[~keep[cell.units]]
             order = np.argsort(-scores[gone], kind="stable")
@@ -296,7 +305,9 @@ class _State:
                 found, families, scores, saved, plan.floors, measure, goal
             )
 
-        def need(measure: choose.Measure, limit: Limit, whole: float, what: str) -> Array:
+        def need(
+            measure: choose.Measure, limit: Limit, whole: float, what: str
+        ) -> Array:
             keep = reach(measure, limit.of(whole))
             if keep is None:
                 least = reach_floor(found, families, scores, plan.floors)
@@ -378,7 +389,9 @@ class _State:
             if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and (
                 weight is not None
             ):
-                noise = rng.random(weight.shape) * (1 - weight.var()) * self.plan.distort
+                noise = (
+                    rng.random(weight.shape) * (1 - weight.var()) * self.plan.distort
+                )
                 value = node.inputs[1]
                 assert value is not None
                 changed = (weight + noise).astype(weight.dtype)
@@ -418,7 +431,9 @@ def reach_floor(
     return choose.refill(found, keep, scores)
 
 
-def _composed(first: Mapping[str, Array], second: Mapping[str, Array]) -> dict[str, Array]:
+def _composed(
+    first: Mapping[str, Array], second: Mapping[str, Array]
+) -> dict[str, Array]:
     """Masks over the original's outputs after another removal."""
     result = {}
     for name, mask in first.items():

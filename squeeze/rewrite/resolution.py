@@ -141,23 +141,20 @@ class _Change:
                 "onnx.version_converter, or leave the option out"
             )
         graph = self.model.graph
-        empty = add_initializer(
-            graph, ir.Tensor(np.zeros(0, np.float32), name="squeeze/resize_scales")
-        )
         old = self.shapes.inputs[image.name or ""]
         scales = [new / was for new, was in zip(sized, old, strict=True)]
         factor = add_initializer(
-            graph, ir.Tensor(np.array(scales, np.float32), name="squeeze/resize_factors")
+            graph, ir.Tensor(np.array(scales, np.float32), name="resize_factors")
         )
-        del empty
-        node = ir.node("Resize", [image, None, factor], {"mode": "linear"}, name="resize")
+        node = ir.node(
+            "Resize", [image, None, factor], {"mode": "linear"}, name="resize"
+        )
         out = node.outputs[0]
         out.name, out.type = f"{image.name}_resized", image.type
         image.replace_all_uses_with(out)
         node.replace_input_with(0, image)
         first = next(iter(graph))
         graph.insert_before(first, node)
-        graph.initializers.pop("squeeze/resize_scales")
         self.changes.append(Change("resize", "resize input", True))
         return out
 
@@ -203,7 +200,11 @@ class _Change:
     def _check_output(self, value: ir.Value, after: Shapes) -> None:
         """Outputs may shrink with the image; their declared shape must say so."""
         shape = after.of(value)
-        if shape is not None and value.shape is not None and len(shape) == len(value.shape):
+        if (
+            shape is not None
+            and value.shape is not None
+            and len(shape) == len(value.shape)
+        ):
             dims = [
                 n if isinstance(d, int) else d
                 for d, n in zip(value.shape, shape, strict=True)
@@ -213,7 +214,11 @@ class _Change:
     def _mend_one(self, new: Shapes) -> bool:
         """Mend the first node whose constants no longer fit; False if all do."""
         for node in self.model.graph:
-            before = self.shapes.of(node.inputs[0]) if node.inputs and node.inputs[0] else None
+            before = (
+                self.shapes.of(node.inputs[0])
+                if node.inputs and node.inputs[0]
+                else None
+            )
             now = new.of(node.inputs[0]) if before is not None else None
             if before is None or now is None or before == now:
                 continue
@@ -280,7 +285,13 @@ class _Change:
             if any(u.op_type in ("Gemm", "MatMul") for u in users):
                 return True
             if len(users) != 1 or users[0].op_type not in (
-                "Relu", "Dropout", "Identity", "Mul", "Add", "Cast", "Clip"
+                "Relu",
+                "Dropout",
+                "Identity",
+                "Mul",
+                "Add",
+                "Cast",
+                "Clip",
             ):
                 return False
             value = users[0].outputs[0]

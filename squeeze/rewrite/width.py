@@ -148,8 +148,16 @@ def _draw(model: ir.Model, seed: int) -> None:
                     value.const_value = ir.Tensor(array, name=value.name)
 
 
-_ONES = {("BatchNormalization", 1), ("BatchNormalization", 4), ("LayerNormalization", 1)}
-_ZEROS = {("BatchNormalization", 2), ("BatchNormalization", 3), ("LayerNormalization", 2)}
+_ONES = {
+    ("BatchNormalization", 1),
+    ("BatchNormalization", 4),
+    ("LayerNormalization", 1),
+}
+_ZEROS = {
+    ("BatchNormalization", 2),
+    ("BatchNormalization", 3),
+    ("LayerNormalization", 2),
+}
 
 
 def _fresh(

@@ -25,10 +25,15 @@ def traced(model, given=None, **options):
 def silence(found, keep, masks=False):
     """Zero in the traced model, in place, what removal with `keep` would delete."""
     graph = found.model.graph
-    plan = [(n, i, [found.mask(a, keep) for a in axes]) for (n, i), axes in found.uses.items()]
+    plan = [
+        (n, i, [found.mask(a, keep) for a in axes])
+        for (n, i), axes in found.uses.items()
+    ]
     statistics = {s.node for s in found.statistics}
     outputs = {v: [found.mask(a, keep) for a in axes] for v, axes in found.axes.items()}
-    inputs = {n: [found.mask(a, keep) for a in axes_of(found, n, 0)] for n in statistics}
+    inputs = {
+        n: [found.mask(a, keep) for a in axes_of(found, n, 0)] for n in statistics
+    }
     for node, index, mask in plan:
         if all(m.all() for m in mask):
             continue
@@ -63,7 +68,9 @@ def outer(masks):
 
 def add(graph, node, index, array):
     name = f"silenced_{len(graph.initializers)}_{index}"
-    node.replace_input_with(index, models.add_initializer(graph, ir.Tensor(array, name=name)))
+    node.replace_input_with(
+        index, models.add_initializer(graph, ir.Tensor(array, name=name))
+    )
 
 
 def constant(graph, array):
@@ -87,7 +94,11 @@ def over_kept(graph, node, before, result):
     source = node.inputs[0]
     for axis, mask in enumerate(before):
         if not mask.all():
-            kept = ir.node("Gather", [source, constant(graph, np.flatnonzero(mask))], {"axis": axis})
+            kept = ir.node(
+                "Gather",
+                [source, constant(graph, np.flatnonzero(mask))],
+                {"axis": axis},
+            )
             kept.outputs[0].name = f"{node.outputs[0].name}_kept{axis}"
             graph.insert_before(node, kept)
             source = kept.outputs[0]
@@ -100,7 +111,11 @@ def over_kept(graph, node, before, result):
             readers = list(value.uses())
             there = ir.node("Transpose", [value], {"perm": order})
             wide = ir.node("MatMul", [there.outputs[0], constant(graph, spread)])
-            back = ir.node("Transpose", [wide.outputs[0]], {"perm": [int(i) for i in np.argsort(order)]})
+            back = ir.node(
+                "Transpose",
+                [wide.outputs[0]],
+                {"perm": [int(i) for i in np.argsort(order)]},
+            )
             for number, made in enumerate((there, wide, back)):
                 made.outputs[0].name = f"{value.name}_spread{axis}_{number}"
             graph.insert_after(node, [there, wide, back])
@@ -125,7 +140,10 @@ def outputs(model, feeds):
 def difference(one, other):
     """Largest |a − b| over the largest |b|, over all outputs."""
     return max(
-        float(np.abs(a.astype(float) - b).max() / max(1e-30, np.abs(b.astype(float)).max()))
+        float(
+            np.abs(a.astype(float) - b).max()
+            / max(1e-30, np.abs(b.astype(float)).max())
+        )
         for a, b in zip(one, other, strict=True)
     )
 

@@ -122,7 +122,9 @@ def merged(before: list[Change], after: list[Change]) -> list[Change]:
                 reason="" if applied else end.reason,
                 before=change.before,
                 after=end.after,
-                fit_error=end.fit_error if end.fit_error is not None else change.fit_error,
+                fit_error=end.fit_error
+                if end.fit_error is not None
+                else change.fit_error,
                 details={**change.details, "channels": channels},
             )
         )

@@ -37,9 +37,7 @@ def cells(trace: Trace, family: Family) -> Iterator[Cell]:
         yield Cell(units, size)
 
 
-def selected(
-    trace: Trace, reason: Callable[[str], str | None]
-) -> list[Family]:
+def selected(trace: Trace, reason: Callable[[str], str | None]) -> list[Family]:
     """Families that --only and --skip leave: a family goes whole or not at all."""
     return [
         f
@@ -154,7 +152,9 @@ def to_target(
             keep[cell.units[count:]] = False
         return refill(trace, keep, scores)
 
-    levels = np.unique(np.concatenate([d for _, d in ranked])) if ranked else np.zeros(0)
+    levels = (
+        np.unique(np.concatenate([d for _, d in ranked])) if ranked else np.zeros(0)
+    )
     low, high = -1, len(levels) - 1  # index −1 keeps all
     if measure(trace.full) <= goal:
         return trace.full

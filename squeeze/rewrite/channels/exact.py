@@ -132,7 +132,11 @@ def fold_constants(trace: Trace, keep: Array, found: Exact) -> None:
             continue
         node = sink.node
         (axis_of_weight,) = [a for o, a in sink.places if o == 1]
-        key = next((v.name or "", a) for o, a in sink.places if (v := node.inputs[o]) and o == 0)
+        key = next(
+            (v.name or "", a)
+            for o, a in sink.places
+            if (v := node.inputs[o]) and o == 0
+        )
         values = np.where(going, found.extremes[key].low, 0).astype(np.float64)
         weight = node.inputs[1]
         assert weight is not None
@@ -179,7 +183,9 @@ def extremes(
     outputs: list[ir.Value] = []
     old = models.opset(work) < 18
     for name, axis in keys:
-        value = by_name.get(name) or next(v for v in work.graph.inputs if v.name == name)
+        value = by_name.get(name) or next(
+            v for v in work.graph.inputs if v.name == name
+        )
         rank = len(shapes.of(value) or ())
         outputs += _reduced(work.graph, value, rank, axis % rank, old)
     work.graph.outputs.clear()
@@ -224,4 +230,3 @@ def _reduced(
         graph.append(node)
         found.append(node.outputs[0])
     return found
-

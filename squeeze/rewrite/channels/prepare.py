@@ -56,7 +56,11 @@ def _look_through(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type == "Identity" and not node.domain:
             value, out = node.inputs[0], node.outputs[0]
-            if value is not None and value.is_initializer() and not out.is_graph_output():
+            if (
+                value is not None
+                and value.is_initializer()
+                and not out.is_graph_output()
+            ):
                 out.replace_all_uses_with(value)
                 graph.remove(node, safe=True)
 
@@ -70,8 +74,14 @@ def _probe(model: ir.Model, shapes: Shapes) -> Shapes:
             sizes = shapes.inputs[value.name]
             own = list(value.shape) if value.shape is not None else [None] * len(sizes)
             open_ = [not isinstance(d, int) for d in own]
-            first = [n + 1 if o and i == 0 else n for i, (n, o) in enumerate(zip(sizes, open_, strict=True))]
-            rest = [2 * n if o and i else n for i, (n, o) in enumerate(zip(first, open_, strict=True))]
+            first = [
+                n + 1 if o and i == 0 else n
+                for i, (n, o) in enumerate(zip(sizes, open_, strict=True))
+            ]
+            rest = [
+                2 * n if o and i else n
+                for i, (n, o) in enumerate(zip(first, open_, strict=True))
+            ]
             batch_only[value.name], all_of_them[value.name] = tuple(first), tuple(rest)
     for inputs in (all_of_them, batch_only):
         try:
@@ -111,7 +121,10 @@ def _from_weights(value: ir.Value) -> bool:
         if one.const_value is not None:
             if one.const_value.dtype.is_floating_point() and one.const_value.size > 1:
                 return True
-        elif (node := one.producer()) is not None and node.op_type not in ("Shape", "Size"):
+        elif (node := one.producer()) is not None and node.op_type not in (
+            "Shape",
+            "Size",
+        ):
             fresh = [v for v in node.inputs if v is not None and v not in seen]
             seen.update(fresh)
             waiting.extend(fresh)
@@ -169,9 +182,14 @@ def _permutation(
         return None
     moved = index.reshape(middle).transpose(order).reshape(source)
     for axis, n in enumerate(source):
-        line = np.moveaxis(moved, axis, 0).reshape(n, -1)[:, 0] // prod(source[axis + 1 :])
+        line = np.moveaxis(moved, axis, 0).reshape(n, -1)[:, 0] // prod(
+            source[axis + 1 :]
+        )
         if 1 < n and sorted(line % n) == list(range(n)) and (line < n).all():
-            if np.array_equal(index.take(line, axis), moved) and (line != np.arange(n)).any():
+            if (
+                np.array_equal(index.take(line, axis), moved)
+                and (line != np.arange(n)).any()
+            ):
                 return axis, line.astype(np.int64)
     return None
 

@@ -43,7 +43,9 @@ def reshape(
                 labels.protect(one, MERGED)
             continue
         sizes = [shape[i] for i in after]
-        for i, line in zip(after, _regroup(labels, mine, sizes, attention), strict=True):
+        for i, line in zip(
+            after, _regroup(labels, mine, sizes, attention), strict=True
+        ):
             out[i] = line
     return out
 

@@ -79,12 +79,16 @@ class Removal:
         out = node.outputs[0]
         old, other = self.trace.shapes.of(out), self.trace.probe.of(out)
         assert old is not None
-        dynamic = [other is None or a != b for a, b in zip(old, other or old, strict=True)]
+        dynamic = [
+            other is None or a != b for a, b in zip(old, other or old, strict=True)
+        ]
         new = np.array(sizes, np.int64)
         if target is not None:
             given = target.reshape(-1).astype(np.int64)
             if node.op_type == "Expand":
-                given = np.concatenate([np.ones(len(new) - len(given), np.int64), given])
+                given = np.concatenate(
+                    [np.ones(len(new) - len(given), np.int64), given]
+                )
                 self.set_input(node, 1, np.where(dynamic | (given == 1), given, new))
             else:
                 copies = (given == 0) & (not node.attributes.get_int("allowzero", 0))
@@ -105,7 +109,9 @@ class Removal:
         fixed = add_initializer(
             self.graph, ir.Tensor(sizes, name=self.name(f"{node_name(node)}_sizes"))
         )
-        where = ir.node("Where", [static, fixed, chain], name=self.name(f"{node_name(node)}_target"))
+        where = ir.node(
+            "Where", [static, fixed, chain], name=self.name(f"{node_name(node)}_target")
+        )
         where.outputs[0].name = self.name(f"{node_name(node)}_target_out")
         self.graph.insert_before(node, where)
         node.replace_input_with(1, where.outputs[0])
@@ -131,7 +137,11 @@ def remove(trace: Trace, keep: Array) -> Shapes:
     predicted = _predict(removal)
     for node in list(trace.model.graph):
         row = TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if row is not None and row.rewrite is not None and node.outputs[0] in trace.axes:
+        if (
+            row is not None
+            and row.rewrite is not None
+            and node.outputs[0] in trace.axes
+        ):
             row.rewrite(removal, node)
     for (node, index), axes in trace.uses.items():
         _slice(removal, node, index, axes)
@@ -152,11 +162,15 @@ def _predict(removal: Removal) -> dict[str, tuple[int, ...]]:
     return predicted
 
 
-def _compare(trace: Trace, predicted: dict[str, tuple[int, ...]], shapes: Shapes) -> None:
+def _compare(
+    trace: Trace, predicted: dict[str, tuple[int, ...]], shapes: Shapes
+) -> None:
     for name, sizes in predicted.items():
         found = shapes.shapes.get(name)
         if found is not None and found != sizes:
-            raise AssertionError(f"{name}: {list(found)} after removal, not {list(sizes)}")
+            raise AssertionError(
+                f"{name}: {list(found)} after removal, not {list(sizes)}"
+            )
 
 
 def _slice(removal: Removal, node: ir.Node, index: int, axes: Axes) -> None:
@@ -171,7 +185,9 @@ def _slice(removal: Removal, node: ir.Node, index: int, axes: Axes) -> None:
             if not mask.all():
                 array = array.compress(mask, axis)
         assert value.name is not None
-        tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=removal.name(value.name))
+        tensor = ir.Tensor(
+            array, dtype=value.const_value.dtype, name=removal.name(value.name)
+        )
         removal.made[key] = add_initializer(removal.graph, tensor)
     node.replace_input_with(index, removal.made[key])
 

@@ -98,7 +98,10 @@ def _grouped(t: Tracer, node: ir.Node, transposed: bool) -> None:
         if transposed:
             t.labels.unite(wide, x[1])
             made, inner = np.tile(narrow, group), members
-            letters, places = {"c": inner, "o": narrow}, {"c": [(0, 1), (1, 0)], "o": [(1, 1)]}
+            letters, places = (
+                {"c": inner, "o": narrow},
+                {"c": [(0, 1), (1, 0)], "o": [(1, 1)]},
+            )
         else:
             if len(narrow) > 1:
                 t.labels.unite(narrow, members)
@@ -106,7 +109,10 @@ def _grouped(t: Tracer, node: ir.Node, transposed: bool) -> None:
                 t.labels.protect(members, "the one member of each group")
             line = t.labels.collapse(wide.reshape(group, -1), 0)
             made = wide
-            letters, places = {"c": narrow, "o": line}, {"c": [(0, 1), (1, 1)], "o": [(1, 0)]}
+            letters, places = (
+                {"c": narrow, "o": line},
+                {"c": [(0, 1), (1, 1)], "o": [(1, 0)]},
+            )
         vanishing = frozenset({"c"})
     if _has(node, 2):
         (bias,) = t.read(node, 2)
@@ -143,7 +149,11 @@ def _matmul(t: Tracer, node: ir.Node) -> None:
     a, b = (len(t.shape(v)) for v in node.inputs)
     left = ["k"] if a == 1 else ["…", "m", "k"]
     right = ["k"] if b == 1 else ["…", "k", "n"]
-    out = [*(["…"] if max(a, b) > 2 else []), *(["m"] if a > 1 else []), *(["n"] if b > 1 else [])]
+    out = [
+        *(["…"] if max(a, b) > 2 else []),
+        *(["m"] if a > 1 else []),
+        *(["n"] if b > 1 else []),
+    ]
     t.contract(node, [left, right], out)
 
 
@@ -236,7 +246,10 @@ def _normalize(t: Tracer, node: ir.Node) -> None:
     """LayerNormalization: statistics over the axes from `axis` on."""
     axes = t.read(node, 0)
     axis = _axis(node, len(axes), -1)
-    operands = [axes, *(t.read(node, i) for i in range(1, len(node.inputs)) if _has(node, i))]
+    operands = [
+        axes,
+        *(t.read(node, i) for i in range(1, len(node.inputs)) if _has(node, i)),
+    ]
     for labels in axes[axis:]:
         t.statistic(node, labels)
     if any(v.uses() for v in node.outputs[1:]):
@@ -249,7 +262,9 @@ def _over(default: int) -> Callable[[Tracer, ir.Node], None]:
 
     def trace(t: Tracer, node: ir.Node) -> None:
         axes = t.read(node, 0)
-        given = node.attributes.get_ints("axes", None) or [_axis(node, len(axes), default)]
+        given = node.attributes.get_ints("axes", None) or [
+            _axis(node, len(axes), default)
+        ]
         for axis in given:
             t.statistic(node, axes[axis])
         t.write(node, axes)
@@ -369,9 +384,18 @@ def _slice(t: Tracer, node: ir.Node) -> None:
         ranges = _ranges(node, t.shape(node.inputs[0]))
     except Barrier:
         # bounds known only at run time: fine where they cut no channels
-        if any(len(a) > 1 and a.any() and len(a) != n for a, n in zip(axes, shape, strict=True)):
+        if any(
+            len(a) > 1 and a.any() and len(a) != n
+            for a, n in zip(axes, shape, strict=True)
+        ):
             raise
-        t.write(node, [a if len(a) == n else t.labels.plain(n) for a, n in zip(axes, shape, strict=True)])
+        t.write(
+            node,
+            [
+                a if len(a) == n else t.labels.plain(n)
+                for a, n in zip(axes, shape, strict=True)
+            ],
+        )
         return
     for r in ranges:
         if r.step == 1:
@@ -432,7 +456,9 @@ def _gather(t: Tracer, node: ir.Node) -> None:
             what = "by number" if indices is None else "in a grid"
             t.labels.protect(labels, f"Gather {node.name} looks channels up {what}")
         elif not long:
-            t.labels.protect(labels[indices.reshape(-1)], f"Gather {node.name} takes it")
+            t.labels.protect(
+                labels[indices.reshape(-1)], f"Gather {node.name} takes it"
+            )
         else:
             middle[long[0]] = labels[indices.reshape(-1)]
     t.write(node, [*axes[:axis], *middle, *axes[axis + 1 :]])
@@ -485,7 +511,9 @@ def _pad(t: Tracer, node: ir.Node) -> None:
 def _expand(t: Tracer, node: ir.Node) -> None:
     axes, shape = t.read(node, 0), t.shape(node.outputs[0])
     made = tuple(
-        t.labels.plain(n) if n == 1 or t.is_dynamic(node.outputs[0], i) else t.labels.fresh(n)
+        t.labels.plain(n)
+        if n == 1 or t.is_dynamic(node.outputs[0], i)
+        else t.labels.fresh(n)
         for i, n in enumerate(shape)
     )
     # an axis that Expand stretches has as many channels as its readers want

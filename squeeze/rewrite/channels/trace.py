@@ -154,7 +154,9 @@ class Tracer:
         value = node.outputs[index]
         shape = self.shape(value)
         if tuple(map(len, axes)) != shape:
-            raise Barrier(f"labels of {[len(a) for a in axes]} for a shape {list(shape)}")
+            raise Barrier(
+                f"labels of {[len(a) for a in axes]} for a shape {list(shape)}"
+            )
         for labels in axes:
             if len(labels) == 1 and labels[0] > 0:  # no axis may become empty
                 self.labels.protect(labels, f"the only channel of {value.name}")
@@ -188,7 +190,10 @@ class Tracer:
             self.statistics.append(Statistic(node, labels))
 
     def contract(
-        self, node: ir.Node, patterns: Sequence[str | Sequence[str]], output: str | Sequence[str]
+        self,
+        node: ir.Node,
+        patterns: Sequence[str | Sequence[str]],
+        output: str | Sequence[str],
     ) -> None:
         """Apply an equation of letters (like einsum's) to a node and set its output.
 
@@ -238,7 +243,9 @@ class Tracer:
         labelled = {k: v for k, v in letters.items() if v.any()}
         padded = is_padded(node)
         self.contractions.append(
-            Contraction(node, cost[0] if cost else 0, labelled, vanishing, fixed, padded)
+            Contraction(
+                node, cost[0] if cost else 0, labelled, vanishing, fixed, padded
+            )
         )
         for name in sorted(vanishing & labelled.keys()):
             self.sinks.append(Sink(node, labelled[name], fixed[name], padded))
@@ -399,7 +406,11 @@ class Trace:
             root = int(joined.find(np.array([unit]))[0])
             cells.setdefault(root, {}).setdefault(tuple(signature), []).append(unit)
         return tuple(
-            Family(i, tuple(made[root]), tuple(np.array(sorted(c)) for c in groups.values()))
+            Family(
+                i,
+                tuple(made[root]),
+                tuple(np.array(sorted(c)) for c in groups.values()),
+            )
             for i, (root, groups) in enumerate(cells.items())
         )
 
@@ -510,7 +521,9 @@ def _protect_shape_readers(model: ir.Model, tracer: Tracer) -> None:
             value = node.inputs[0]
             if value is not None and not _ends_in_targets(node):
                 for labels in tracer.axes.get(value, ()):
-                    tracer.labels.protect(labels, f"its size is read by {node_name(node)}")
+                    tracer.labels.protect(
+                        labels, f"its size is read by {node_name(node)}"
+                    )
 
 
 def _ends_in_targets(node: ir.Node) -> bool:

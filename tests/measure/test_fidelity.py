@@ -20,7 +20,7 @@ TEST = SAMPLES / "digits_test.npz"
 
 
 def _changed(source: Path, target: Path, weight: str, change: float) -> Path:
-    """A copy with one weight multiplied by 1 + change, or filled with it if not finite."""
+    """A copy with one weight multiplied by 1 + change, which may be NaN."""
     model = onnx.load(source)
     for tensor in model.graph.initializer:
         if tensor.name == weight:

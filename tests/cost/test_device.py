@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import squeeze
 from squeeze import model as models
 from squeeze import rules, shapes
 from squeeze.cost import device, profile
 from squeeze.errors import RuleError, UsageError
+from squeeze.measure import calibrate
 from tests.builders import Net
 
 # the 2012-dated MobileNets paper, Table 4: (kind, channels out, stride, seconds); rows
@@ -131,6 +132,8 @@ GOOD = "internal_memory = 1e6\nbandwidth = 1e9\nmatrix = 1e9\nelementwise = 1e8\
         (GOOD.replace("1e8", "'fast'"), "not a number"),
         (GOOD + 'overlap = "some"', "none, full"),
         (GOOD + "memory = 3", "accumulate, live"),
+        (GOOD + "kinds = 3", "must be a table"),
+        (GOOD + "[kinds]\ndepthwise = 0", "kinds.depthwise must be more than 0"),
         ("not toml", "not valid TOML"),
         ("\xff", "not valid TOML"),
     ],
@@ -150,6 +153,25 @@ def test_an_unknown_device_names_the_nearest() -> None:
         device.load("cortexm7")
 
 
-def test_profile_is_public() -> None:
-    """Predictions start from what `squeeze.profile` returns."""
-    assert squeeze.profile is not None
+def test_a_kind_may_have_its_own_throughput(tmp_path: Path) -> None:
+    """Depthwise layers slow down by the factor given, the others stay."""
+    path = _paper_network(tmp_path / "m.onnx")
+    plain = device.load("mobilenets-paper")
+    slower = replace(plain, kinds={"depthwise": plain.matrix / 4})
+    pairs = zip(
+        _predict(path, plain).layers, _predict(path, slower).layers, strict=True
+    )
+    for (kind, *_), (one, other) in zip(PAPER, pairs, strict=True):
+        assert other.matrix_s == one.matrix_s * (4 if kind == "dw" else 1)
+
+
+def test_this_machines_constants_make_a_device(tmp_path: Path) -> None:
+    """What calibration writes is a valid device file with every constant measured."""
+    file = tmp_path / "here.toml"
+    seen: list[float] = []
+    file.write_text(calibrate.device_file(1, seen.append, repeats=1), encoding="utf-8")
+    found = device.load(str(file))
+    assert seen[-1] == 1
+    assert {"1×1", "depthwise", "grouped", "FC"} == set(found.kinds)
+    assert found.bandwidth > 1e8
+    assert found.matrix > found.kinds["grouped"] / 10

@@ -207,6 +207,8 @@ class Pair:
         self.inputs = self._matched("inputs")
         matched = self._matched("outputs")
         self.outputs = [name for name in matched if self._is_tensor(name)]
+        if not self.outputs:
+            raise SqueezeError(f"{base}: has no tensor outputs that could be compared")
         self._fetch_new = [matched[name] for name in self.outputs]
 
     def _matched(self, what: str) -> dict[str, str]:

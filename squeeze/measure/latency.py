@@ -182,7 +182,7 @@ class _Slot:
     def slice(self) -> Array:
         """Seconds of `count` runs, back to back."""
         _settle()
-        if self.count > 1:  # caches and threads as in the middle of a loop
+        if self.seconds < SPIN_SECONDS:  # caches and threads as in the midst of a loop
             _times(self.runner, self.candidate, 2)
         return _times(self.runner, self.candidate, self.count)
 

@@ -82,6 +82,7 @@ def timeline(
     for run in kept:
         for key, seconds in run.kernels.items():
             kernels[key] = kernels.get(key, 0.0) + seconds * 1e3 / len(kept)
+    _name(optimised, runs[0].order)
     mapping = Cover.between(model.graph, optimised)
     lines = _lines(kernels, mapping, costs, run_ms)
     return Timeline(run_ms, len(kept), tuple(lines))
@@ -132,6 +133,7 @@ def _optimised_nodes(path: Path) -> list[onnx.NodeProto]:
 class _Run:
     seconds: float
     kernels: dict[tuple[str, str], float]  # (node's name, op) → seconds
+    order: tuple[tuple[str, str], ...]  # as they ran
 
 
 def _runs(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
@@ -146,11 +148,23 @@ def _runs(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
     for span in spans[2:]:
         low, high = np.searchsorted(starts, [span["ts"], span["ts"] + span["dur"] + 1])
         kernels: dict[tuple[str, str], float] = {}
+        order = []
         for event in _outermost(nodes[low:high]):
             key = (str(event["name"]).removesuffix(KERNEL), event["args"]["op_name"])
             kernels[key] = kernels.get(key, 0.0) + event["dur"] * 1e-6
-        found.append(_Run(span["dur"] * 1e-6, kernels))
+            order.append(key)
+        found.append(_Run(span["dur"] * 1e-6, kernels, tuple(order)))
     return found
+
+
+def _name(kernels: Sequence[onnx.NodeProto], ran: Sequence[tuple[str, str]]) -> None:
+    """Give nodes without a name the one that the profile made up for them.
+
+    The saved graph has its nodes in the order in which they run.
+    """
+    if [kernel.op_type for kernel in kernels] == [op for _, op in ran]:
+        for kernel, (name, _) in zip(kernels, ran, strict=True):
+            kernel.name = kernel.name or name
 
 
 def _outermost(events: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

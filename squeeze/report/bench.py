@@ -164,7 +164,8 @@ def _layers_table(case: Case, timeline: Timeline, top: int | None) -> Table:
     if top is None:
         whole = [case.path.name, "all", milliseconds(timeline.run_ms), "100.0 %", ""]
         macs = sum(line.macs for line in timeline.lines)
-        rows.append([*whole, si(macs), f"{2e-6 * macs / timeline.run_ms:.3g}", ""])
+        speed = f"{2e-6 * macs / timeline.run_ms:.3g}" if macs else ""
+        rows.append([*whole, si(macs), speed, ""])
     notes = [f"mean of {timeline.runs} runs with onnxruntime's profiler on"]
     if len(lines) < len(timeline.lines):
         notes.append(f"{len(timeline.lines) - len(lines)} more lines: raise --top")

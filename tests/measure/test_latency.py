@@ -120,3 +120,17 @@ def test_layer_lines_sum_to_the_whole(name: str) -> None:
     named = {line.name for line in found.lines if line.kind == "layer"}
     heavy = {layer.name for layer in case.costs.layers if layer.macs}
     assert heavy <= named
+
+
+def test_layers_without_names_are_mapped(tmp_path: Path) -> None:
+    """A node without a name is known by its output; its time is a layer's."""
+    model = onnx.load(SAMPLES / "cifar10_cnn.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, tmp_path / "m.onnx")
+    case = cases.load(tmp_path / "m.onnx")
+    (candidate,) = cases.candidates([case])
+    settings = Settings(seconds=0.2, threads=1)
+    found = layers.timeline(candidate, case.model, case.costs, settings)
+    assert all(line.kind != "runtime" for line in found.lines)
+    assert sum(line.macs for line in found.lines) == case.costs.totals.macs

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"rewrite", "measure", "recover", "budget", "report", "testing"},
     {"calibrate", "cost"},
-    {"shapes", "rules"},
+    {"shapes", "rules", "session"},
     {"model"},
     {"errors"},
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from squeeze.budget import files, units
 from squeeze.budget.metrics import LAYER_METRICS, LEVELS, METRICS, Metric
 from squeeze.budget.units import Quantity
+from squeeze.calibrate.data import Images
 from squeeze.errors import RuleError, UsageError, nearest
 
 KEYS = ("name", "model", "baseline", "input_shape", "ignore_ops", "layer")
@@ -55,6 +56,7 @@ class Check:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore_ops: frozenset[str] = frozenset()
     folder: Path = Path()
+    images: Images = Images()
 
     @property
     def json_baseline(self) -> Path | None:
@@ -109,9 +111,11 @@ def read(
     if not isinstance(found, list) or not all(isinstance(c, dict) for c in found):
         raise RuleError(f"{where}: write [[check]], with two brackets")
     data = table.get("data")
+    data = data if isinstance(data, dict) else {}
     shared = {
         "model": table.get("model"),
-        "data": data.get("path") if isinstance(data, dict) else None,
+        "data": data.get("path"),
+        "images": _images(data, f"{where}: data"),
     }
     checks = tuple(_check(c, i, where, folder, shared) for i, c in enumerate(found))
     names = [c.name for c in checks]
@@ -162,6 +166,7 @@ def _check(
         input_shapes=_shapes(table.get("input_shape"), f"{where}: input_shape"),
         ignore_ops=frozenset(_texts(table.get("ignore_ops"), f"{where}: ignore_ops")),
         folder=folder,
+        images=shared.get("images", Images()),
     )
     _need_baseline(check, where)
     return check
@@ -311,6 +316,32 @@ def _shape(dims: Any, where: str) -> tuple[int, ...]:
     if not valid:
         raise RuleError(f"{where}: write a shape such as [1, 3, 224, 224]")
     return tuple(dims)
+
+
+def _images(table: Mapping[str, Any], where: str) -> Images:
+    """How image files become inputs, from the keys of [data]."""
+    found: dict[str, Any] = {}
+    if "size" in table:
+        size = _numbers(table["size"], f"{where}: size")
+        if len(size) not in (1, 2) or min(size) < 1:
+            raise RuleError(f"{where}: size: write [224, 224]")
+        found["size"] = (int(size[0]), int(size[-1]))
+    for key in ("mean", "std"):
+        if key in table:
+            found[key] = _numbers(table[key], f"{where}: {key}")
+    if "layout" in table:
+        found["layout"] = str(table["layout"]).lower()
+        if found["layout"] not in ("nchw", "nhwc"):
+            raise RuleError(f"{where}: layout: nchw or nhwc")
+    return Images(**found)
+
+
+def _numbers(value: Any, where: str) -> tuple[float, ...]:
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (int, float)):
+            raise RuleError(f"{where}: write numbers such as [0.485, 0.456, 0.406]")
+    return tuple(items)
 
 
 def models_of(check: Check, given: Sequence[str] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from squeeze import model as models
+import onnx_ir as ir
 from squeeze.budget import ratio
 from squeeze.budget.ratio import Ratio
 from squeeze.budget.subject import Subject
@@ -59,6 +59,11 @@ def open_for(subject: Subject, spec: str, folder: Path, images: Images) -> Data:
     return open_data(place, subject.model, subject.shapes, images)
 
 
+def predicted_ms(subject: Subject, device: str, folder: Path) -> float:
+    """Time on a machine that isn't here, from its constants."""
+    raise SqueezeError(f"no device {device!r}")
+
+
 # -- running ------------------------------------------------------------------------
 
 
@@ -72,7 +77,7 @@ def _runner(subject: Subject) -> Callable[[], object]:
 def _session(subject: Subject, optimize: bool) -> Session:
     _need_memory(subject)
     path = subject.path
-    given = path if path is not None else models.to_bytes(subject.model)
+    given = path if path is not None else ir.to_proto(subject.model).SerializeToString()
     return _running(subject, lambda: session.create(given, threads=1, optimize=optimize))
 
 

@@ -17,6 +17,7 @@ from squeeze import shapes as shaping
 from squeeze.budget.metrics import COSTS, LAYER_METRICS
 from squeeze.cost import Layer, Profile, ops, profile
 from squeeze.errors import SqueezeError
+from squeeze.model import node_name
 from squeeze.shapes import Shapes
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
@@ -42,6 +43,7 @@ class Costs:
     missing: Mapping[str, str] = field(default_factory=dict)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     peak_layer: str = ""
+    uncounted: Mapping[str, str] = field(default_factory=dict)  # layer → op
 
 
 @dataclass
@@ -98,8 +100,15 @@ class Subject:
             for name, metric in COSTS.items()
             if name not in missing
         }
-        layers = layer_costs(found.layers)
-        return Costs(totals, layers, missing, found.input_shapes, found.peak_layer)
+        unknown = {*found.totals.uncounted_ops} - {*self.ignore_ops}
+        return Costs(
+            totals,
+            layer_costs(found.layers),
+            missing,
+            found.input_shapes,
+            found.peak_layer,
+            {node_name(n): op for n in model.graph if (op := ops.full_name(n)) in unknown},
+        )
 
     def _without_shapes(self, reason: str) -> Costs:
         """The sizes of the file and of the weights need no shapes."""

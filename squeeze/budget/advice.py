@@ -79,7 +79,9 @@ def _parameters(case: Case) -> str:
 
 def _memory(case: Case) -> str:
     """Activations grow with the square of the resolution (MobileNets §3.4)."""
-    image = any(len(s) == 4 and min(s[2:]) > 1 for s in case.costs.input_shapes.values())
+    image = any(
+        len(s) == 4 and min(s[2:]) > 1 for s in case.costs.input_shapes.values()
+    )
     multiplier = math.floor(math.sqrt(case.keep) * 100) / 100
     if not image or multiplier < 0.1:
         return ""
@@ -88,7 +90,9 @@ def _memory(case: Case) -> str:
 
 def _distil(case: Case) -> str:
     model, teacher = shlex.quote(case.model), shlex.quote(case.reference)
-    return f"squeeze distill {model} --teacher {teacher} --data {shlex.quote(case.data)}"
+    return (
+        f"squeeze distill {model} --teacher {teacher} --data {shlex.quote(case.data)}"
+    )
 
 
 COMMANDS: dict[str, Callable[[Case], str]] = {

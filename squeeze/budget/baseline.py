@@ -90,12 +90,18 @@ def _layer(row: Any, where: str) -> LayerCosts:
 
 def _whole(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**30:
-        raise RuleError(f"{where}: {str(value)[:40]} is not a whole number of at least 0")
+        raise RuleError(
+            f"{where}: {str(value)[:40]} is not a whole number of at least 0"
+        )
     return value
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e30:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value < 1e30
+    ):
         raise RuleError(f"{where}: {str(value)[:40]} is not a number of at least 0")
     return float(value)
 
@@ -122,13 +128,17 @@ def _block(name: str, entry: Entry) -> str:
         for metric in METRICS
         if (value := entry.value(metric)) is not None
     ]
-    lines.append(f'"peak_layer": {json.dumps(entry.costs.peak_layer, ensure_ascii=False)}')
+    lines.append(
+        f'"peak_layer": {json.dumps(entry.costs.peak_layer, ensure_ascii=False)}'
+    )
     rows = [
         f"        {json.dumps(layer, ensure_ascii=False)}: "
         + json.dumps({"op": costs.op, **costs.costs}, ensure_ascii=False)
         for layer, costs in sorted(entry.costs.layers.items())
     ]
-    lines.append('"layers": {\n' + ",\n".join(rows) + "\n      }" if rows else '"layers": {}')
+    lines.append(
+        '"layers": {\n' + ",\n".join(rows) + "\n      }" if rows else '"layers": {}'
+    )
     body = ",\n".join(f"      {line}" for line in lines)
     return f"    {json.dumps(name, ensure_ascii=False)}: {{\n{body}\n    }}"
 

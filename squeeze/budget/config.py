@@ -10,12 +10,10 @@ from typing import Any
 from squeeze.budget import files, units
 from squeeze.budget.metrics import LAYER_METRICS, LEVELS, METRICS, Metric
 from squeeze.budget.units import Quantity
-from squeeze.calibrate.data import Images
 from squeeze.errors import RuleError, UsageError, nearest
 
 KEYS = ("name", "model", "baseline", "input_shape", "ignore_ops", "layer")
 LAYER_KEYS = ("match", "op")
-CONFIGS = (("squeeze.toml", ()), ("pyproject.toml", ("tool", "squeeze")))
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Check:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore_ops: frozenset[str] = frozenset()
     folder: Path = Path()
-    images: Images = Images()
+    images: Mapping[str, Any] = field(default_factory=dict)  # of data.Images
 
     @property
     def json_baseline(self) -> Path | None:
@@ -76,7 +74,7 @@ class Budget:
 
 def find(folder: Path) -> Path | None:
     """The configuration file of a folder that has checks."""
-    for name, keys in CONFIGS:
+    for name, keys in files.CONFIGS:
         file = folder / name
         if file.is_file() and "check" in _section(files.read_toml(file), keys):
             return file
@@ -166,7 +164,7 @@ def _check(
         input_shapes=_shapes(table.get("input_shape"), f"{where}: input_shape"),
         ignore_ops=frozenset(_texts(table.get("ignore_ops"), f"{where}: ignore_ops")),
         folder=folder,
-        images=shared.get("images", Images()),
+        images=shared.get("images", {}),
     )
     _need_baseline(check, where)
     return check
@@ -318,7 +316,7 @@ def _shape(dims: Any, where: str) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _images(table: Mapping[str, Any], where: str) -> Images:
+def _images(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     """How image files become inputs, from the keys of [data]."""
     found: dict[str, Any] = {}
     if "size" in table:
@@ -333,7 +331,7 @@ def _images(table: Mapping[str, Any], where: str) -> Images:
         found["layout"] = str(table["layout"]).lower()
         if found["layout"] not in ("nchw", "nhwc"):
             raise RuleError(f"{where}: layout: nchw or nhwc")
-    return Images(**found)
+    return found
 
 
 def _numbers(value: Any, where: str) -> tuple[float, ...]:

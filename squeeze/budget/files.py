@@ -14,6 +14,7 @@ from typing import Any
 
 from squeeze.errors import RuleError, UsageError
 
+CONFIGS = (("squeeze.toml", ()), ("pyproject.toml", ("tool", "squeeze")))
 TOML_LIMIT = 2**20
 JSON_LIMIT = 2**26
 ENTRY_LIMIT = 200_000  # files and folders that one pattern may walk over

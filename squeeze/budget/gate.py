@@ -89,7 +89,9 @@ class Case:
         return self.baselines.get(subject.name)
 
 
-def cases(budget: Budget, models: Sequence[str] = (), fresh: bool = False) -> list[Case]:
+def cases(
+    budget: Budget, models: Sequence[str] = (), fresh: bool = False
+) -> list[Case]:
     """Find every model and baseline before anything is measured.
 
     `fresh` leaves baseline files unread. UsageError for what isn't there.
@@ -105,7 +107,9 @@ def cases(budget: Budget, models: Sequence[str] = (), fresh: bool = False) -> li
         subjects = tuple(_subject(one, name) for name in names)
         found.append(Case(one, subjects, {} if fresh else _read_baseline(one)))
     for name in unmatched:
-        raise UsageError(f"{name}: no check of {budget.file or 'the budget'} holds this model")
+        raise UsageError(
+            f"{name}: no check of {budget.file or 'the budget'} holds this model"
+        )
     _same_shapes_per_baseline(found)
     return found
 
@@ -234,7 +238,9 @@ def _judged(
     reason = verdict.excess(blank.metric, blank.bound, value, allowed)
     if base is not None:
         reason += f"; the baseline is {show(base, limit.metric.family)}"
-    return _advised(case, subject, limit, replace(measured, status="over", reason=reason))
+    return _advised(
+        case, subject, limit, replace(measured, status="over", reason=reason)
+    )
 
 
 def _advised(case: Case, subject: Subject, limit: Limit, result: Result) -> Result:
@@ -247,7 +253,9 @@ def _advised(case: Case, subject: Subject, limit: Limit, result: Result) -> Resu
         subject.costs,
         keep,
         limit.data or "DATA",
-        limit.reference or (case.check.baseline if case.base_model else None) or "ORIGINAL",
+        limit.reference
+        or (case.check.baseline if case.base_model else None)
+        or "ORIGINAL",
     )
     return replace(
         result,
@@ -353,7 +361,9 @@ def _latency(case: Case, subject: Subject, limit: Limit, blank: Result) -> Resul
         return replace(measured, reason=f"the machine is too noisy to tell: {span}")
     if outcome == "within":
         return replace(measured, status="within")
-    over = verdict.excess("latency", "max_increase", _exact(found.value - 1), allowed - 1)
+    over = verdict.excess(
+        "latency", "max_increase", _exact(found.value - 1), allowed - 1
+    )
     result = replace(measured, status="over", reason=f"{over} ({span})")
     return _advised(case, subject, limit, result)
 
@@ -398,7 +408,9 @@ def _matches(rule: LayerLimit, name: str, op: str) -> bool:
     return named and fnmatchcase(op, rule.op)
 
 
-def _layer(limit: Limit, blank: Result, layer: LayerCosts, entry: Entry | None) -> Result:
+def _layer(
+    limit: Limit, blank: Result, layer: LayerCosts, entry: Entry | None
+) -> Result:
     """A layer that is new in a known model did cost nothing before."""
     metric = limit.metric.name
     value, base = Fraction(layer.costs[metric]), None
@@ -489,7 +501,9 @@ def _entry(case: Case, subject: Subject) -> Entry:
     measured: dict[str, float] = {}
     for limit in case.check.limits:
         relative = any(bound in RELATIVE for bound in limit.bounds)
-        stored = relative and limit.reference is None and limit.metric.source != "latency"
+        stored = (
+            relative and limit.reference is None and limit.metric.source != "latency"
+        )
         if not stored:
             continue
         try:

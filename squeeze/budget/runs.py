@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-
 import onnx_ir as ir
+
 from squeeze.budget import ratio
 from squeeze.budget.ratio import Ratio
 from squeeze.budget.subject import Subject
@@ -23,13 +24,17 @@ T = TypeVar("T")
 SECONDS = 10.0  # a latency check ends then, decided or not
 
 
-def latency(subject: Subject, reference: Subject, limit: float, seconds: float | None) -> Ratio:
+def latency(
+    subject: Subject, reference: Subject, limit: float, seconds: float | None
+) -> Ratio:
     """Time of a model ÷ time of its reference, both run here and now, in turn.
 
     One thread each: with more, every run waits for the slowest core, which on a
     shared machine is another job's.
     """
-    return ratio.measure(_runner(subject), _runner(reference), limit, seconds or SECONDS)
+    return ratio.measure(
+        _runner(subject), _runner(reference), limit, seconds or SECONDS
+    )
 
 
 def accuracy(subject: Subject, data: Data) -> float:
@@ -53,10 +58,12 @@ def agreement(subject: Subject, reference: Subject, data: Data) -> float:
     return same / count
 
 
-def open_for(subject: Subject, spec: str, folder: Path, images: Images) -> Data:
+def open_for(
+    subject: Subject, spec: str, folder: Path, images: Mapping[str, Any]
+) -> Data:
     """The check's data; paths start at the folder of the configuration."""
     place = spec if spec.startswith("python:") else str(folder / spec)
-    return open_data(place, subject.model, subject.shapes, images)
+    return open_data(place, subject.model, subject.shapes, Images(**images))
 
 
 def predicted_ms(subject: Subject, device: str, folder: Path) -> float:
@@ -78,7 +85,9 @@ def _session(subject: Subject, optimize: bool) -> Session:
     _need_memory(subject)
     path = subject.path
     given = path if path is not None else ir.to_proto(subject.model).SerializeToString()
-    return _running(subject, lambda: session.create(given, threads=1, optimize=optimize))
+    return _running(
+        subject, lambda: session.create(given, threads=1, optimize=optimize)
+    )
 
 
 def _running(subject: Subject, call: Callable[[], T]) -> T:
@@ -86,8 +95,12 @@ def _running(subject: Subject, call: Callable[[], T]) -> T:
     try:
         return call()
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise SqueezeError(f"{subject.name}: doesn't run in onnxruntime: {reason}") from error
+        reason = (
+            str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        )
+        raise SqueezeError(
+            f"{subject.name}: doesn't run in onnxruntime: {reason}"
+        ) from error
 
 
 def _need_memory(subject: Subject) -> None:
@@ -102,11 +115,13 @@ def _need_memory(subject: Subject) -> None:
         )
 
 
-def _classes(subject: Subject, data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _classes(
+    subject: Subject, data: Data
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The top class of every sample, batch by batch, with its label."""
     made = _session(subject, optimize=True)
     for batch in data:
-        outputs = _running(subject, lambda inputs=batch.inputs: made.run(None, inputs))
+        outputs = _running(subject, partial(made.run, None, batch.inputs))
         yield _top(subject, outputs, len(batch)), batch.labels
 
 
@@ -119,4 +134,6 @@ def _top(subject: Subject, outputs: list[np.ndarray], count: int) -> np.ndarray:
                 if not np.isfinite(flat).all():
                     raise SqueezeError(f"{subject.name}: NaN or Inf in its outputs")
                 return np.asarray(flat.argmax(1))
-    raise SqueezeError(f"{subject.name}: no output holds class scores (samples, classes)")
+    raise SqueezeError(
+        f"{subject.name}: no output holds class scores (samples, classes)"
+    )

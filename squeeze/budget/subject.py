@@ -107,7 +107,11 @@ class Subject:
             missing,
             found.input_shapes,
             found.peak_layer,
-            {node_name(n): op for n in model.graph if (op := ops.full_name(n)) in unknown},
+            {
+                node_name(n): op
+                for n in model.graph
+                if (op := ops.full_name(n)) in unknown
+            },
         )
 
     def _without_shapes(self, reason: str) -> Costs:
@@ -129,7 +133,9 @@ class Subject:
     def digest(self) -> str:
         """SHA-256 of the model's file; of its serialised form where it has none."""
         if self.path is None:
-            return hashlib.sha256(ir.to_proto(self.model).SerializeToString()).hexdigest()
+            return hashlib.sha256(
+                ir.to_proto(self.model).SerializeToString()
+            ).hexdigest()
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -172,7 +178,9 @@ def _missing(
     hidden = [op for op in unknown if op in CONTROL_FLOW]
     packed = _packed_weights(model, {*unknown})
     if hidden or packed:
-        where = f"the bodies of {', '.join(hidden)}" if hidden else f"what {packed} holds"
+        where = (
+            f"the bodies of {', '.join(hidden)}" if hidden else f"what {packed} holds"
+        )
         reasons["params"] = (
             f"{where} may be parameters; limit weight_size, or ignore_ops = "
             f"{_toml_list(hidden or [packed])}"

@@ -85,7 +85,9 @@ class Report:
 
     def failures(self) -> Sequence[Result]:
         """What did not pass, errors before warnings."""
-        return sorted((r for r in self.results if not r.passed), key=lambda r: not r.fails)
+        return sorted(
+            (r for r in self.results if not r.passed), key=lambda r: not r.fails
+        )
 
 
 # -- judging ------------------------------------------------------------------------
@@ -114,5 +116,7 @@ def excess(metric: str, bound: str, value: Fraction, limit: Fraction) -> str:
     low = bound in ("min", "max_drop")
     gap = abs(value - limit)
     amount = show(gap, "points" if family == "share" else family)
-    relative = f" ({show(gap / limit, 'percent')})" if limit and family != "share" else ""
+    relative = (
+        f" ({show(gap / limit, 'percent')})" if limit and family != "share" else ""
+    )
     return f"{amount}{relative} {'under' if low else 'over'} {show(limit, family)}"

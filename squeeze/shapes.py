@@ -333,7 +333,44 @@ def _fold_node(
             if value.name not in known:
                 return None
             feeds[value.name or ""] = known[value.name]
+    if _work(node, list(feeds.values()), shapes) > FOLD_WORK:
+        return None
     return _evaluate(node, feeds, versions)
+
+
+def _work(node: ir.Node, feeds: list[Array], shapes: Shapes) -> int:
+    """At least as many elements as evaluating the node makes; huge where unsure."""
+    out = shapes.of(node.outputs[0])
+    if out is not None:
+        return prod(out)
+    grows = GROWTH.get(node.op_type)
+    if grows is None:
+        return prod(max(f.size, 1) for f in feeds)  # broadcasting, at the most
+    try:
+        return grows(feeds)
+    except (IndexError, OverflowError, TypeError, ValueError):
+        return FOLD_WORK + 1
+
+
+def _product(array: Array) -> int:
+    return prod(abs(int(n)) for n in array.reshape(-1))
+
+
+def _range(feeds: list[Array]) -> int:
+    start, limit, delta = (float(f.reshape(-1)[0]) for f in feeds)
+    return int(abs(limit - start) / abs(delta)) if delta else FOLD_WORK + 1
+
+
+# ops whose result is larger than what they read: elements, from their inputs
+GROWTH: dict[str, Callable[[list[Array]], int]] = {
+    "CenterCropPad": lambda f: _product(f[1]),
+    "ConstantOfShape": lambda f: _product(f[0]),
+    "Expand": lambda f: f[0].size * _product(f[1]),
+    "OneHot": lambda f: f[0].size * _product(f[1]),
+    "Pad": lambda f: f[0].size * prod(1 + abs(int(n)) for n in f[1].reshape(-1)),
+    "Range": _range,
+    "Tile": lambda f: f[0].size * _product(f[1]),
+}
 
 
 def _evaluate(

@@ -50,8 +50,8 @@ def read(path: Path) -> dict[str, Entry]:
         raise RuleError(f"{path}: not a baseline of squeeze check (it has no models)")
     if document.get("schema") != SCHEMA:
         raise RuleError(
-            f"{path}: schema {str(document.get('schema'))[:20]}, this squeeze reads {SCHEMA}; "
-            "write it again with: squeeze check --update-baseline"
+            f"{path}: schema {str(document.get('schema'))[:20]}, this squeeze reads "
+            f"{SCHEMA}; write it again with: squeeze check --update-baseline"
         )
     return {
         name: _entry(table, f"{path}: model {name!r}")
@@ -113,10 +113,9 @@ def text(baseline: Baseline) -> str:
     """The file's text: models and layers sorted by name, one line each layer."""
     blocks = [_block(name, baseline[name]) for name in sorted(baseline)]
     models = "{\n" + ",\n".join(blocks) + "\n  }" if blocks else "{}"
-    return (
-        f'{{\n  "schema": {SCHEMA},\n  "tool": {json.dumps(f"squeeze {__version__}")},\n'
-        f'  "models": {models}\n}}\n'
-    )
+    tool = json.dumps(f"squeeze {__version__}")
+    head = f'"schema": {SCHEMA},\n  "tool": {tool},\n  "models": {models}'
+    return f"{{\n  {head}\n}}\n"
 
 
 def _block(name: str, entry: Entry) -> str:

@@ -196,7 +196,8 @@ def _need_baseline(check: Check, where: str) -> None:
             and (check.baseline is None or check.json_baseline)
         ):
             raise RuleError(
-                f'{where}: agreement: with which model? name it: reference = "float.onnx"'
+                f"{where}: agreement: with which model? "
+                'name it: reference = "float.onnx"'
             )
 
 

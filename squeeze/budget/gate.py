@@ -1,4 +1,4 @@
-"""The gate: every limit of every check on every model, and baselines kept up to date."""
+"""The gate: every limit of every check on every model; baselines kept up to date."""
 
 from __future__ import annotations
 
@@ -144,8 +144,9 @@ def _same_shapes_per_baseline(found: Iterable[Case]) -> None:
                 key = (case.check.json_baseline, subject.name)
                 if shapes.setdefault(key, subject.input_shapes) != subject.input_shapes:
                     raise RuleError(
-                        f"check {case.check.name!r}: another check holds {subject.name} at "
-                        "another input_shape in the same baseline; name another file"
+                        f"check {case.check.name!r}: another check holds "
+                        f"{subject.name} at another input_shape in the same baseline; "
+                        "name another file"
                     )
 
 

@@ -1,4 +1,4 @@
-"""Proposed limits for the models that are there: what they cost today, plus a margin."""
+"""Proposed limits for the models there are: what they cost today, plus a margin."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from squeeze.errors import UsageError
 MARGIN = Fraction(5, 100)
 PROPOSED = ("macs", "params", "file_size", "peak_memory")
 HEAD = """\
-# Budgets of `squeeze check`: status 0 within, 1 over, 2 configuration, 3 not measurable.
-# Each limit is what the model costs today, plus 5 %. Lower them as the models shrink.
-# More: latency, accuracy, agreement, predicted_latency, [[check.layer]]; see the README.
+# Budgets of `squeeze check`. Its status: 0 within, 1 over, 2 wrong configuration or
+# missing file, 3 not measurable. Each limit is what the model costs today, plus 5 %:
+# lower them as the models shrink. Also: latency, accuracy, agreement,
+# predicted_latency, [[check.layer]]; see the README of squeeze.
 """
 
 

@@ -82,9 +82,10 @@ def estimate(times: np.ndarray) -> Ratio:
 
 
 def sign_rank(count: int, error: float) -> int:
-    """The largest k with P(the k + 1 smallest of `count` all lie above the median) ≤ error.
+    """Rank k of the bound: the k-th smallest of `count` (from 0) is one side's.
 
-    That is Σ_{i ≤ k} C(count, i) / 2^count; at least 0, the smallest value.
+    The largest k for which Σ_{i ≤ k} C(count, i) / 2^count, the chance that it lies
+    beyond the median, is at most `error`; at least 0, the smallest value.
     """
     total, rank = 0.0, -1
     while total <= error:
@@ -94,7 +95,7 @@ def sign_rank(count: int, error: float) -> int:
 
 
 def _repeats(model: Run, reference: Run) -> int:
-    """Runs of each in a block; the first runs, slow for their own reasons, are dropped."""
+    """Runs of each in a block; the first runs, slow for their own reasons, go."""
     for _ in range(WARM_UP):
         pair = _once(model) + _once(reference)
     return max(1, math.ceil(BLOCK_SECONDS / max(pair, 1e-6)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from squeeze.budget import ratio
 from squeeze.budget.ratio import Ratio
@@ -17,10 +16,10 @@ from squeeze.budget.subject import Subject
 from squeeze.calibrate.data import Data, Images, open_data
 from squeeze.errors import SqueezeError
 from squeeze.measure import session
+from squeeze.measure.fidelity import is_scores, scores
 from squeeze.measure.inputs import random_feeds
 from squeeze.measure.session import Session
 
-T = TypeVar("T")
 SECONDS = 10.0  # a latency check ends then, decided or not
 
 
@@ -75,32 +74,22 @@ def predicted_ms(subject: Subject, device: str, folder: Path) -> float:
 
 
 def _runner(subject: Subject) -> Callable[[], object]:
-    made = _session(subject, optimize=True)
+    made, path = _session(subject), _path(subject)
     feeds = random_feeds(made, subject.shapes.inputs)
-    _running(subject, lambda: made.run(None, feeds))
-    return lambda: made.run(None, feeds)
+    session.run(made, feeds, path)  # once with onnxruntime's reason where it fails
+    return partial(made.run, None, feeds)
 
 
-def _session(subject: Subject, optimize: bool) -> Session:
+def _path(subject: Subject) -> Path:
+    """Sessions read files; a model in memory may have been changed since."""
+    if subject.path is None:
+        raise SqueezeError(f"{subject.name}: save it first; only files are run")
+    return subject.path
+
+
+def _session(subject: Subject) -> Session:
     _need_memory(subject)
-    path = subject.path
-    given = path if path is not None else ir.to_proto(subject.model).SerializeToString()
-    return _running(
-        subject, lambda: session.create(given, threads=1, optimize=optimize)
-    )
-
-
-def _running(subject: Subject, call: Callable[[], T]) -> T:
-    """onnxruntime raises many kinds; each means that the model doesn't run here."""
-    try:
-        return call()
-    except Exception as error:
-        reason = (
-            str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        )
-        raise SqueezeError(
-            f"{subject.name}: doesn't run in onnxruntime: {reason}"
-        ) from error
+    return session.open_model(_path(subject), threads=1)
 
 
 def _need_memory(subject: Subject) -> None:
@@ -119,21 +108,22 @@ def _classes(
     subject: Subject, data: Data
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The top class of every sample, batch by batch, with its label."""
-    made = _session(subject, optimize=True)
+    made, path = _session(subject), _path(subject)
     for batch in data:
-        outputs = _running(subject, partial(made.run, None, batch.inputs))
+        outputs = session.run(made, batch.inputs, path)
         yield _top(subject, outputs, len(batch)), batch.labels
 
 
-def _top(subject: Subject, outputs: list[np.ndarray], count: int) -> np.ndarray:
+def _top(subject: Subject, outputs: Sequence[Any], count: int) -> np.ndarray:
     """Classes from the first output that holds a score per class."""
-    for scores in outputs:
-        if isinstance(scores, np.ndarray) and scores.dtype.kind == "f":
-            flat = scores.reshape(len(scores), -1) if scores.ndim else scores
-            if scores.ndim >= 2 and len(flat) == count and flat.shape[1] > 1:
-                if not np.isfinite(flat).all():
-                    raise SqueezeError(f"{subject.name}: NaN or Inf in its outputs")
-                return np.asarray(flat.argmax(1))
+    for output in outputs:
+        if isinstance(output, np.ndarray) and len(output) == count:
+            if not is_scores(output):
+                continue
+            found = scores(output)
+            if not np.isfinite(found).all():
+                raise SqueezeError(f"{subject.name}: NaN or Inf in its outputs")
+            return np.asarray(found.argmax(1))
     raise SqueezeError(
         f"{subject.name}: no output holds class scores (samples, classes)"
     )

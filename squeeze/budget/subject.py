@@ -198,9 +198,9 @@ def _packed_weights(model: ir.Model, unknown: set[str]) -> str:
         if ops.full_name(node) in unknown:
             for value in node.inputs:
                 tensor = value.const_value if value is not None else None
-                if tensor is not None and tensor.size > 1:
-                    if not tensor.dtype.is_floating_point():
-                        return ops.full_name(node)
+                packs = tensor is not None and tensor.size > 1
+                if packs and not tensor.dtype.is_floating_point():
+                    return ops.full_name(node)
     return ""
 
 
@@ -210,9 +210,9 @@ def _open_shapes(model: ir.Model, shapes: Shapes, ignored: frozenset[str]) -> st
         if ops.full_name(node) in ignored:
             continue
         for value in node.outputs:
-            if value.name and (value.uses() or value.is_graph_output()):
-                if shapes.of(value) is None:
-                    return f"{value.name!r} ({node.op_type})"
+            needed = value.name and (value.uses() or value.is_graph_output())
+            if needed and shapes.of(value) is None:
+                return f"{value.name!r} ({node.op_type})"
     return ""
 
 

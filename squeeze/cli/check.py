@@ -140,14 +140,16 @@ def _budget(
     found = file or config.find(Path())
     if found is None:
         raise UsageError(
-            "nothing to hold models to: no [[check]] in squeeze.toml or pyproject.toml; "
-            "write one with: squeeze check --init, or pass a limit: --max-macs 600M"
+            "nothing to hold models to: no [[check]] in squeeze.toml or "
+            "pyproject.toml; write one with: squeeze check --init, or pass a limit: "
+            "--max-macs 600M"
         )
     if given:
         name = "--input-shape" if given[0] == "input_shapes" else f"--{given[0]}"
         name = name.replace("_", "-")
         raise UsageError(
-            f"{name} goes with limits given as options; for those of {found}, write it there"
+            f"{name} goes with limits given as options; for those of {found}, write "
+            "it there"
         )
     return config.load(found), models
 

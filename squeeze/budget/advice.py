@@ -53,6 +53,13 @@ def remedy(metric: str, case: Case) -> str:
     return COMMANDS[metric](case) if metric in COMMANDS else ""
 
 
+def layer_remedy(metric: str, layer: str, case: Case) -> str:
+    """Low rank for the one layer that is over, where that metric falls with it."""
+    option = {"macs": "--macs", "flops": "--macs"}.get(metric, "--params")
+    text = _rewrite("factorize", option)(case)
+    return f"{text} --only {shlex.quote(layer)}" if text else ""
+
+
 def _percent(case: Case) -> str:
     """What may remain, rounded down; empty where no rewrite leaves so little."""
     percent = math.floor(case.keep * 1000) / 10

@@ -246,22 +246,26 @@ def _judged(
 
 def _advised(case: Case, subject: Subject, limit: Limit, result: Result) -> Result:
     """Add the layers that weigh most and the command that would help."""
+    return replace(
+        result,
+        heaviest=advice.heaviest(result.metric, subject.costs),
+        remedy=advice.remedy(result.metric, _troubled(case, subject, limit, result)),
+    )
+
+
+def _troubled(
+    case: Case, subject: Subject, limit: Limit, result: Result
+) -> advice.Case:
     keep = Fraction(0)
     if result.value and result.limit is not None:
         keep = max(Fraction(result.limit) / Fraction(result.value), Fraction(0))
-    troubled = advice.Case(
+    base = case.check.baseline if case.base_model else None
+    return advice.Case(
         subject.name,
         subject.costs,
         keep,
         limit.data or "DATA",
-        limit.reference
-        or (case.check.baseline if case.base_model else None)
-        or "ORIGINAL",
-    )
-    return replace(
-        result,
-        heaviest=advice.heaviest(result.metric, subject.costs),
-        remedy=advice.remedy(result.metric, troubled),
+        limit.reference or base or "ORIGINAL",
     )
 
 
@@ -400,7 +404,11 @@ def _layer_rule(
         for name, layer in costs.layers.items()
         if _matches(rule, name, layer.op)
     ]
-    over = [result for result in judged if not result.passed]
+    over = [
+        _advised_layer(case, subject, limit, result)
+        for result in judged
+        if not result.passed
+    ]
     return over or sorted(judged, key=_tightness)[-1:]
 
 
@@ -429,6 +437,21 @@ def _layer(
         value=_number(value),
         baseline=None if base is None else _number(base),
         reason=reason,
+    )
+
+
+def _advised_layer(
+    case: Case, subject: Subject, limit: Limit, result: Result
+) -> Result:
+    """What the layer weighs of the model, and the command for it alone."""
+    metric, layer = limit.metric.name, result.layer or ""
+    amount = subject.costs.layers[layer].costs[metric]
+    total = sum(one.costs[metric] for one in subject.costs.layers.values())
+    troubled = _troubled(case, subject, limit, result)
+    return replace(
+        result,
+        heaviest=(verdict.Share(layer, amount, amount / total),) if total else (),
+        remedy=advice.layer_remedy(metric, layer, troubled),
     )
 
 

@@ -196,11 +196,10 @@ def _packed_weights(model: ir.Model, unknown: set[str]) -> str:
     """An unknown op that reads integer weights: how many it packs can't be told."""
     for node in model.graph:
         if ops.full_name(node) in unknown:
-            for value in node.inputs:
-                tensor = value.const_value if value is not None else None
-                packs = tensor is not None and tensor.size > 1
-                if packs and not tensor.dtype.is_floating_point():
-                    return ops.full_name(node)
+            values = [v.const_value for v in node.inputs if v is not None]
+            weights = [t for t in values if t is not None and t.size > 1]
+            if any(not t.dtype.is_floating_point() for t in weights):
+                return ops.full_name(node)
     return ""
 
 

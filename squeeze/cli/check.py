@@ -69,6 +69,7 @@ def limits(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--gitlab", type=click.Path(path_type=Path), help="Write code quality there."
 )
+@click.option("--markdown-file", type=click.Path(path_type=Path), help="And Markdown.")
 @options.as_markdown
 @options.as_json
 @click.pass_context
@@ -82,6 +83,7 @@ def command(
     why: bool,
     junit: Path | None,
     gitlab: Path | None,
+    markdown_file: Path | None,
     as_markdown: bool,
     as_json: bool,
     **flags: Any,
@@ -93,7 +95,7 @@ def command(
     """
     if propose:
         return _propose(models, budget or DEFAULT_FILE)
-    for file in (junit, gitlab):
+    for file in (junit, gitlab, markdown_file):
         if file is not None:
             _check_output(file)
     chosen, given = _budget(context, models, budget, flags)
@@ -102,7 +104,8 @@ def command(
     from squeeze.budget import gate
 
     report = gate.run(chosen, given)
-    _write_files(report, chosen, junit, gitlab, why)
+    _write_files(report, chosen, junit, gitlab, markdown_file)
+    _annotate(report, chosen)
     _print(report, why, as_markdown, as_json)
     return report.status
 
@@ -242,10 +245,14 @@ def _update(budget: Budget, models: Sequence[str], why: bool, as_json: bool) -> 
 
 
 def _write_files(
-    report: Report, budget: Budget, junit: Path | None, gitlab: Path | None, why: bool
+    report: Report,
+    budget: Budget,
+    junit: Path | None,
+    gitlab: Path | None,
+    markdown: Path | None,
 ) -> None:
     from squeeze.budget.baseline import write_text
-    from squeeze.report import checks, github
+    from squeeze.report import checks
 
     if junit is not None:
         from squeeze.report import junit as junit_report
@@ -255,12 +262,21 @@ def _write_files(
         from squeeze.report import gitlab as gitlab_report
 
         write_text(gitlab, gitlab_report.document(report, budget.file))
-    if github.running_there():
-        for line in github.commands(report, budget.file):
-            click.echo(line, err=True)
-        problem = github.write_summary(checks.report_markdown(report, why))
-        if problem:
-            click.echo(f"squeeze: {problem}", err=True)
+    if markdown is not None:
+        write_text(markdown, checks.report_markdown(report))
+
+
+def _annotate(report: Report, budget: Budget) -> None:
+    """Where GitHub Actions runs it: its annotations and its step summary."""
+    from squeeze.report import checks, github
+
+    if not github.running_there():
+        return
+    for line in github.commands(report, budget.file):
+        click.echo(line, err=True)
+    problem = github.write_summary(checks.report_markdown(report))
+    if problem:
+        click.echo(f"squeeze: {problem}", err=True)
 
 
 def _print(report: Report, why: bool, as_markdown: bool, as_json: bool) -> None:

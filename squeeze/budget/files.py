@@ -98,7 +98,7 @@ def expand(pattern: str, folder: Path) -> list[Path]:
         raise UsageError("an empty model pattern")
     if not is_pattern(pattern):
         file = folder / pattern
-        if not file.is_file():
+        if not is_file(file):
             raise UsageError(f"{pattern}: {_why_not_a_file(file)}")
         return [Path(pattern)]
     head, tail = _split(pattern)
@@ -110,12 +110,28 @@ def expand(pattern: str, folder: Path) -> list[Path]:
         for relative in _walk(folder / head, depth, hidden, pattern)
         if _matches(relative, patterns)
     ]
-    broken = [p for p in found if not (folder / p).is_file()]
+    broken = [p for p in found if not is_file(folder / p)]
     if broken:
         raise UsageError(f"{broken[0]}: {_why_not_a_file(folder / broken[0])}")
     if not found:
         raise UsageError(f"the pattern {pattern!r} matches no file in {folder}")
     return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it can be found and is a regular file; UsageError if it can't be told."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError) as error:  # no permission, a name too long, a null
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{str(path)[:200]}: {reason}") from error
+
+
+def _is_folder_link(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: the caller names it as broken
+        return False
 
 
 def _why_not_a_file(file: Path) -> str:
@@ -174,5 +190,5 @@ def _walk(root: Path, depth: int | None, hidden: bool, pattern: str) -> Iterator
             if entry.is_dir(follow_symlinks=False):
                 if depth is None or level < depth:
                     pending.append((f"{prefix}{entry.name}/", level + 1))
-            elif not entry.is_dir():
+            elif not _is_folder_link(entry):
                 yield f"{prefix}{entry.name}"

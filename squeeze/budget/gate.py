@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from squeeze.budget import advice, baseline, config, runs, verdict
+from squeeze.budget import advice, baseline, config, files, runs, verdict
 from squeeze.budget.baseline import Entry, ModelChange
 from squeeze.budget.config import Budget, Check, LayerLimit, Limit
 from squeeze.budget.subject import LayerCosts, Subject
@@ -99,6 +99,9 @@ def cases(
     found: list[Case] = []
     unmatched = dict.fromkeys(models)
     for one in budget.checks:
+        for limit in one.limits:
+            if limit.device is not None:
+                runs.device(limit.device, one.folder)
         names = config.models_of(one, models)
         paths = {(one.folder / name).resolve() for name in names}
         for given in list(unmatched):
@@ -116,7 +119,7 @@ def cases(
 
 def _subject(one: Check, name: str) -> Subject:
     path = one.folder / name
-    if not path.is_file():
+    if not files.is_file(path):
         raise UsageError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
     return Subject(name, path, one.input_shapes, one.ignore_ops)
 
@@ -130,7 +133,7 @@ def _case(one: Check, model: ir.Model) -> Case:
 def _read_baseline(one: Check) -> Mapping[str, Entry]:
     if one.json_baseline:
         return baseline.read(one.json_baseline)
-    if one.baseline is not None and not (one.folder / one.baseline).is_file():
+    if one.baseline is not None and not files.is_file(one.folder / one.baseline):
         raise UsageError(f"{one.baseline}: no such baseline model")
     return {}
 
@@ -307,7 +310,11 @@ def _data(case: Case, subject: Subject, limit: Limit) -> Data:
 def _predicted(case: Case, subject: Subject, limit: Limit) -> Fraction:
     if limit.device is None:
         raise SqueezeError('on which machine? name it: device = "cortex-m7"')
-    return _exact(runs.predicted_ms(subject, limit.device, case.check.folder))
+    machine = runs.device(limit.device, case.check.folder)
+    unknown = subject.costs.missing.get("macs")
+    if unknown:
+        raise SqueezeError(unknown)
+    return _exact(runs.predicted_ms(subject, machine))
 
 
 def _exact(share: float) -> Fraction:

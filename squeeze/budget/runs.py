@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from squeeze.measure import session
 from squeeze.measure.fidelity import is_scores, scores
 from squeeze.measure.inputs import random_feeds
 from squeeze.measure.session import Session
+
+if TYPE_CHECKING:
+    from squeeze.cost.device import Device
 
 SECONDS = 10.0  # a latency check ends then, decided or not
 
@@ -65,9 +68,20 @@ def open_for(
     return open_data(place, subject.model, subject.shapes, Images(**images))
 
 
-def predicted_ms(subject: Subject, device: str, folder: Path) -> float:
-    """Time on a machine that isn't here, from its constants."""
-    raise SqueezeError(f"no device {device!r}")
+def device(name: str, folder: Path) -> Device:
+    """A shipped device, or a file beside the configuration. Raises UsageError."""
+    from squeeze.cost import device as devices
+
+    own = folder / name
+    return devices.load(str(own) if own.is_file() else name)
+
+
+def predicted_ms(subject: Subject, machine: Device) -> float:
+    """Milliseconds on a machine that isn't here, from its constants."""
+    from squeeze.cost import device as devices
+
+    graph, shapes = subject.model.graph, subject.shapes
+    return 1e3 * devices.predict(graph, shapes, subject.profile, machine).total_s
 
 
 # -- running ------------------------------------------------------------------------

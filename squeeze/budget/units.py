@@ -114,6 +114,7 @@ def _wrong_unit(unit: str, text: str, families: tuple[str, ...]) -> str:
     if not unit:
         return f"{text} has no unit; write {_examples(families)}"
     same = next((u for u in known if u.lower() == unit.lower()), None)
+    same = known[0] if len(known) == 1 else same
     hint = f"; did you mean {same!r}?" if same else nearest(unit, known)
     return f"unknown unit {unit!r} in {text!r}{hint}"
 

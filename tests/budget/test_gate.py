@@ -57,7 +57,7 @@ def nets(draw: st.DrawFn) -> onnx.ModelProto:
     return net.model()
 
 
-@given(nets())
+@given(model=nets())
 @settings(
     max_examples=25,
     deadline=None,

@@ -14,6 +14,7 @@ Session: TypeAlias = Any  # onnxruntime.InferenceSession, which has no types
 
 CPU = "CPUExecutionProvider"
 PROFILE_PREFIX = "squeeze_profile"
+OUTSIDE = "session.optimized_model_external_initializers_file_name"
 
 
 def create(
@@ -23,26 +24,29 @@ def create(
     optimize: bool = True,
     providers: tuple[str, ...] = (CPU,),
     profile_to: Path | None = None,
-    arena: bool = True,
+    optimised_to: Path | None = None,
 ) -> Session:
     """A quiet session. `threads` 0 is onnxruntime's own choice.
 
     `optimize` False leaves out graph optimisation and weight prepacking: quicker to
     make and smaller, for runs that are not timed. `profile_to` is a folder for
-    onnxruntime's own profile. Raises whatever onnxruntime raises; see `open_model`.
+    onnxruntime's own profile, `optimised_to` a file for the graph that it runs.
+    Raises whatever onnxruntime raises; see `open_model`.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = arena
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
     if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / PROFILE_PREFIX)
+    if optimised_to is not None:
+        options.optimized_model_filepath = str(optimised_to)
+        options.add_session_config_entry(OUTSIDE, f"{optimised_to.name}.data")
     given = str(model) if isinstance(model, Path) else model
     return ort.InferenceSession(given, options, providers=list(providers))
 
@@ -72,6 +76,7 @@ def open_model(
     provider_name: str = CPU,
     optimize: bool = True,
     profile_to: Path | None = None,
+    optimised_to: Path | None = None,
 ) -> Session:
     """`create` for a user's model: SqueezeError where it can't be loaded.
 
@@ -85,6 +90,7 @@ def open_model(
             optimize=optimize,
             providers=(provider_name,),
             profile_to=profile_to,
+            optimised_to=optimised_to,
         )
     except Exception as error:  # onnxruntime raises many kinds
         raise SqueezeError(

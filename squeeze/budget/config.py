@@ -124,10 +124,14 @@ def read(
 
 
 def one(
-    table: Mapping[str, Any], where: str = "budget", folder: Path | None = None
+    table: Mapping[str, Any],
+    where: str = "budget",
+    folder: Path | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Check:
-    """A single check from a mapping shaped like a `[[check]]` table."""
-    return _check(table, 0, where, folder or Path(), {})
+    """A single check from a mapping shaped like a `[[check]]`; `data` like `[data]`."""
+    shared = {"images": _images(data or {}, f"{where}: data")}
+    return _check(table, 0, where, folder or Path(), shared)
 
 
 def _check(

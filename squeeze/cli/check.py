@@ -182,6 +182,7 @@ def _flag_check(
 ) -> Any:
     """The one check that options describe."""
     from squeeze.budget import config
+    from squeeze.cli import _config
 
     for metric, limit in table.items():
         for key in METRICS[metric].options:
@@ -195,7 +196,8 @@ def _flag_check(
     if shared["input_shapes"]:
         shapes = options.shapes_of(shared["input_shapes"])
         check["input_shape"] = {name: list(dims) for name, dims in shapes.items()}
-    return config.one(check, "options")
+    data = _config.read(Path.cwd()).get("data")
+    return config.one(check, "options", data=data if isinstance(data, dict) else None)
 
 
 # -- --init and --update-baseline ---------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from squeeze.budget.verdict import Report, Result
 from squeeze.calibrate.data import Data
 from squeeze.errors import RuleError, SqueezeError, UsageError
 
+COLLECTED = 2**20  # bytes of weights from which a collection pays
 RELATIVE = ("max_increase", "max_drop")
 
 
@@ -178,8 +180,11 @@ def _report(found: Sequence[Case], whole: bool) -> Report:
 def _forget(subject: Subject) -> None:
     """Keep the figures, not the model: memory doesn't grow with their number."""
     if isinstance(subject.source, Path):
+        weights = subject.costs.totals.get("weight_size", 0)
         for name in ("model", "shapes", "profile"):
             subject.__dict__.pop(name, None)
+        if weights > COLLECTED:
+            gc.collect()  # graphs are full of circles
 
 
 def _change(case: Case, subject: Subject) -> ModelChange:

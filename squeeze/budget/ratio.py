@@ -1,6 +1,8 @@
 """How much slower is one model than another, on a machine that is busy with others?
 
-Both run in turn in one process; what comes out is a ratio, never a time. A block is a
+Both run in turn in one thread; what comes out is a ratio, never a time. Processor time
+is compared: on an idle machine that is the latency of one thread, and on a busy one it
+is what the latency would be, but for caches and memory that are shared. A block is a
 few runs of each, close together, the order swapped from block to block, so that what
 else the machine does touches both alike. The interval is the sign test's: order
 statistics of the blocks' ratios, valid for any distribution of the noise (Conover,
@@ -109,6 +111,7 @@ def _block(model: Run, reference: Run, repeats: int, swap: bool) -> tuple[float,
 
 
 def _once(run: Run) -> float:
-    start = time.perf_counter()
+    """Processor time of this thread: what other jobs take meanwhile is not in it."""
+    start = time.thread_time()
     run()
-    return time.perf_counter() - start
+    return time.thread_time() - start

@@ -31,8 +31,8 @@ def latency(
 ) -> Ratio:
     """Time of a model ÷ time of its reference, both run here and now, in turn.
 
-    One thread each: with more, every run waits for the slowest core, which on a
-    shared machine is another job's.
+    One thread: with more, every run waits for the slowest core, which on a shared
+    machine is another job's.
     """
     return ratio.measure(
         _runner(subject), _runner(reference), limit, seconds or SECONDS

@@ -160,7 +160,8 @@ def _status(seed: int, slower: float, spread: float, limit: float = 1.1) -> str:
     clock = Clock(seed, spread)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
-        patched.setattr(ratio.time, "perf_counter", lambda: clock.now)
+        for name in ("perf_counter", "thread_time"):
+            patched.setattr(ratio.time, name, lambda: clock.now)
         found = ratio.measure(
             lambda: clock.run(0.003 * slower), lambda: clock.run(0.003), limit, 10.0
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,3 +233,54 @@ def print_result(result: Any, given: Mapping[str, Any]) -> None:
     for warning in rewrites.warnings(result):
         if given["as_json"] or warning not in result.notes:
             click.echo(f"squeeze: {warning}", err=True)
+
+
+def fitting(function: F) -> F:
+    """--data and what goes with it, for what fits weights."""
+    options = [
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="Samples to fit to: .npz, a folder, or python:module:function.",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="How many of them to fit to, drawn by seed.",
+        ),
+        click.option(
+            "--eval-data",
+            metavar="DATA",
+            help="Samples to measure the result on. Default: the last fifth of --data.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@contextlib.contextmanager
+def fit_data(given: Mapping[str, Any]) -> Iterator[Any]:
+    """`FitData` from the options of `fitting`, with progress on a terminal."""
+    from squeeze.cli import _progress
+    from squeeze.rewrite.fit.source import FitData
+
+    with contextlib.ExitStack() as stack:
+        shown: dict[str, Callable[[float], None]] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()
+                shown[what] = stack.enter_context(_progress.bar(what))
+            shown[what](done / max(total, 1))
+
+        yield FitData(
+            data=given["data"],
+            samples=given["samples"],
+            evaluation=given["eval_data"],
+            images=images(),
+            seed=given["seed"],
+            progress=progress,
+        )

@@ -13,7 +13,7 @@ from squeeze.cli._progress import bar
 
 @click.command("compare", short_help="Costs and output differences of two models.")
 @click.argument("base", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("new", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--data", help="Inputs to compare on. Default: random ones.")
 @click.option(
     "--samples", type=click.IntRange(min=1), help="Draw that many samples of --data."
@@ -26,43 +26,52 @@ from squeeze.cli._progress import bar
 @options.as_html
 @options.as_markdown
 @options.as_json
-def command(base: Path, new: Path, **given: Any) -> None:
+def command(base: Path, new: tuple[Path, ...], **given: Any) -> None:
     """Compare NEW with BASE: what each costs, and how far their outputs differ.
 
     Both run on the same inputs. With labelled data: the accuracy of both, and their
     difference with a 95 % interval. Values that share a name are compared by --layers.
+    Several NEW are each compared with BASE.
     """
-    from squeeze.measure import cases, fidelity, latency, trace
+    from squeeze.measure import cases
     from squeeze.report import compare as report
 
     shapes = options.shapes_of(given["input_shapes"])
-    pair = [cases.load(path, shapes) for path in (base, new)]
-    data = _data(pair[0], given)
-    with bar("comparing") as progress:
-        found = fidelity.compare_outputs(
-            base,
-            new,
-            data,
-            shapes=pair[0].shapes,
-            seed=given["seed"],
-            progress=progress,
-        )
-    values = trace.differences(*pair, data, given["seed"]) if given["layers"] else []
-    timed = None
-    if given["bench"]:
-        with bar("timing") as progress:
-            timed = latency.bench(
-                cases.candidates(pair, seed=given["seed"]),
-                latency.Settings(seed=given["seed"]),
-                progress,
-            )
-    result = report.Report(pair[0], pair[1], found, tuple(values), timed)
+    first = cases.load(base, shapes)
+    data = _data(first, given)
+    results = [_compared(first, cases.load(p, shapes), data, given) for p in new]
     options.report(
-        report.tables(result, given["top"]),
-        lambda: report.compare_json(result),
+        [table for result in results for table in report.tables(result, given["top"])],
+        lambda: report.documents(results),
         given,
         "squeeze compare",
     )
+
+
+def _compared(base: Any, new: Any, data: Any, given: dict[str, Any]) -> Any:
+    from squeeze.measure import cases, fidelity, latency, trace
+    from squeeze.report.compare import Report
+
+    seed = given["seed"]
+    with bar(f"comparing {new.path.name}") as progress:
+        found = fidelity.compare_outputs(
+            base.path,
+            new.path,
+            data,
+            shapes=base.shapes,
+            seed=seed,
+            progress=progress,
+        )
+    values = trace.differences(base, new, data, seed) if given["layers"] else []
+    if not given["bench"]:
+        return Report(base, new, found, values)
+    with bar(f"timing {new.path.name}") as progress:
+        timed = latency.bench(
+            cases.candidates([base, new], seed=seed),
+            latency.Settings(seed=seed),
+            progress,
+        )
+    return Report(base, new, found, values, timed)
 
 
 def _data(case: Any, given: dict[str, Any]) -> Any:

@@ -14,8 +14,9 @@ from squeeze.shapes import Shapes
 # ops whose CPU kernels run in onnxruntime on the memory of their first input when
 # nobody else needs it: tried one by one with onnxruntime 1.31, Add and Mul don't
 IN_PLACE = frozenset(
-    """Cast Celu Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu ScatterElements ScatterND
-    Selu Shrink Sigmoid Softmax Softplus Softsign Tanh ThresholdedRelu""".split()
+    """Cast Celu Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu ScatterElements
+    ScatterND Selu Shrink Sigmoid Softmax Softplus Softsign Tanh
+    ThresholdedRelu""".split()
 )
 # ops that only show their input's memory under another shape
 VIEWS = frozenset("Flatten Identity Reshape Squeeze Unsqueeze".split())
@@ -210,7 +211,7 @@ class _Plan:
 
 
 def _vague(graph: ir.Graph, nodes: list[ir.Node], shapes: Shapes) -> set[ir.Value]:
-    """Values whose shape is computed while the model runs: none is known to equal it."""
+    """Values whose shape is computed while the model runs: equal to no other."""
     if all(v.shape is not None and v.shape.is_static() for v in graph.inputs):
         return set()
     found: set[ir.Value] = set()

@@ -67,7 +67,7 @@ def _shared(base: Case, new: Case) -> dict[str, ir.Node]:
         and base.shapes.of(v) == new.shapes.shapes.get(v.name or "")
         and (kind := base.shapes.dtype(v)) is not None
         and kind.is_floating_point()
-    }  # type: ignore[return-value]
+    }
 
 
 def _feeds(base: Case, data: Data | None, seed: int) -> Feeds:
@@ -105,7 +105,8 @@ def _values(case: Case, names: list[str], feeds: Feeds) -> dict[str, np.ndarray]
             path = Path(folder) / "traced.onnx"
             ir.save(case.model, path, external_data="traced.data")
             runner = session.open_model(path, optimize=False)
-            theirs = {i.name: f for i, f in zip(runner.get_inputs(), feeds.values())}
+            names_in = [i.name for i in runner.get_inputs()]
+            theirs = dict(zip(names_in, feeds.values(), strict=True))
             return dict(zip(names, runner.run(names, theirs), strict=True))
     except SqueezeError:
         raise

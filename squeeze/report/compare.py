@@ -57,6 +57,14 @@ def compare_json(report: Report) -> dict[str, Any]:
     return document
 
 
+def documents(reports: Sequence[Report]) -> dict[str, Any]:
+    """One comparison as it is; several as `models`, each like one of its own."""
+    found = [compare_json(report) for report in reports]
+    if len(found) == 1:
+        return found[0]
+    return {"schema": SCHEMA, "base": found[0]["base"], "models": found}
+
+
 def tables(report: Report, top: int | None = None) -> list[Table]:
     """Layers where asked for, then outputs, then costs."""
     found = []
@@ -110,8 +118,8 @@ def _output_notes(output: Output) -> list[str]:
     if output.finite:
         return []
     return [
-        f"{output.name}: not comparable: {output.nonfinite_base:,} NaN or Inf in the base, "
-        f"{output.nonfinite_new:,} in the new model, of {output.elements:,}"
+        f"{output.name}: not comparable: {output.nonfinite_base:,} NaN or Inf in the "
+        f"base, {output.nonfinite_new:,} in the new model, of {output.elements:,}"
     ]
 
 

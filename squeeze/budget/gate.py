@@ -23,7 +23,7 @@ from squeeze.budget.verdict import Report, Result
 from squeeze.calibrate.data import Data
 from squeeze.errors import RuleError, SqueezeError, UsageError
 
-COLLECTED = 2**20  # bytes of weights from which a collection pays
+COLLECTED = 2**23  # bytes of weights from which a collection pays
 RELATIVE = ("max_increase", "max_drop")
 
 

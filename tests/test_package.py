@@ -24,7 +24,7 @@ LAYERS = [
     {"calibrate", "cost"},
     {"shapes", "rules", "session"},
     {"model"},
-    {"errors"},
+    {"errors", "_deferred"},
 ]
 
 

@@ -1,0 +1,56 @@
+"""Recovering accuracy by training: distillation from the original model.
+
+Needs PyTorch, which is imported when one of these names is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from squeeze.errors import UsageError
+
+if TYPE_CHECKING:
+    from squeeze.recover.distill import Distilled as Distilled
+    from squeeze.recover.distill import distill as distill
+    from squeeze.recover.distort import distort as distort
+    from squeeze.recover.module import GraphModule as GraphModule
+    from squeeze.recover.module import to_torch as to_torch
+    from squeeze.recover.module import write_back as write_back
+    from squeeze.recover.options import Epoch as Epoch
+    from squeeze.recover.options import Options as Options
+    from squeeze.recover.verify import verify as verify
+
+_PUBLIC = {
+    "Distilled": "squeeze.recover.distill",
+    "Epoch": "squeeze.recover.options",
+    "GraphModule": "squeeze.recover.module",
+    "Options": "squeeze.recover.options",
+    "distill": "squeeze.recover.distill",
+    "distort": "squeeze.recover.distort",
+    "to_torch": "squeeze.recover.module",
+    "verify": "squeeze.recover.verify",
+    "write_back": "squeeze.recover.module",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'squeeze.recover' has no attribute {name!r}")
+    from importlib import import_module
+
+    require_torch()
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def require_torch() -> None:
+    """Raise UsageError with what to install where PyTorch is missing."""
+    try:
+        import torch  # noqa: F401  takes seconds to import
+    except ImportError as error:
+        raise UsageError("training needs PyTorch: pip install 'squeeze[train]'") from error

@@ -113,9 +113,9 @@ def crop_and_flip(x: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
     columns[mirrored] = columns[mirrored].flip(1)
     rows, columns = torch.arange(h) + dy, columns + dx
     batch = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(
-        0, 3, 1, 2
-    )
+    return padded.permute(0, 2, 3, 1)[
+        batch, rows[:, :, None], columns[:, None]
+    ].permute(0, 3, 1, 2)
 
 
 def train(
@@ -243,7 +243,13 @@ def digits(epochs: int) -> None:
     layers = conv(1, 16) + conv(16, 32) + [nn.MaxPool2d(2)] + conv(32, 64)
     layers += [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)]
     net = train(
-        nn.Sequential(*layers), x, y, nn.CrossEntropyLoss(), epochs=epochs, lr=4e-3, batch=64
+        nn.Sequential(*layers),
+        x,
+        y,
+        nn.CrossEntropyLoss(),
+        epochs=epochs,
+        lr=4e-3,
+        batch=64,
     )
     net = fold_batch_norm(net)
     print(f"digits_cnn: {accuracy(net, *test):.2%} of the 500 test digits")
@@ -260,7 +266,14 @@ def digits(epochs: int) -> None:
     last = nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1)
     layers = half(1, 32) + half(32, 64) + double(64, 32) + [last, nn.Sigmoid()]
     net = train(
-        nn.Sequential(*layers), x, x, nn.MSELoss(), epochs=epochs, lr=4e-3, batch=64, l1=2e-3
+        nn.Sequential(*layers),
+        x,
+        x,
+        nn.MSELoss(),
+        epochs=epochs,
+        lr=4e-3,
+        batch=64,
+        l1=2e-3,
     )
     with torch.no_grad():
         error = nn.functional.mse_loss(net(test[0]), test[0]).item()
@@ -273,7 +286,9 @@ def adder(epochs: int) -> None:
     x = torch.rand(4096, 2)
     y = x.sum(1, keepdim=True)
     layers = [nn.Linear(2, 1000), nn.ReLU(), nn.Linear(1000, 1)]
-    net = train(nn.Sequential(*layers), x, y, nn.MSELoss(), epochs=epochs, lr=1e-2, l1=1e-3)
+    net = train(
+        nn.Sequential(*layers), x, y, nn.MSELoss(), epochs=epochs, lr=1e-2, l1=1e-3
+    )
     test = torch.rand(1024, 2, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         worst = (net(test) - test.sum(1, keepdim=True)).abs().max().item()
@@ -292,7 +307,9 @@ def main() -> None:
     torch.manual_seed(0)
     match options.network:
         case "cifar10" if options.data is None:
-            parser.error("cifar10 needs --data: a folder with train.npz, validation.npz")
+            parser.error(
+                "cifar10 needs --data: a folder with train.npz, validation.npz"
+            )
         case "cifar10":
             cifar10(options.data, options.epochs or 24)
         case "digits":

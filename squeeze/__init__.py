@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from squeeze.cost import Profile as Profile
-    from squeeze.cost import profile as profile
+    from squeeze.cost.profile import Profile as Profile
+    from squeeze.cost.profile import profile as profile
     from squeeze.errors import SqueezeError as SqueezeError
     from squeeze.model import load as load
     from squeeze.model import save as save
@@ -24,7 +24,7 @@ _PUBLIC = {
     "save": "squeeze.model",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ class RuleError(UsageError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" for the known name nearest to `word`, else the list."""
+    """ "; did you mean 'x'?" for the known name nearest to `word`, else the list."""
     from difflib import get_close_matches
 
     known = list(known)

@@ -45,7 +45,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     proto = _parse(path)
     if not proto.ir_version or not proto.HasField("graph"):
         raise SqueezeError(f"{path}: not an ONNX model (it has no graph)")
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0
+    )
     if 0 < opset < 9:
         raise SqueezeError(
             f"{path}: opset {opset} is too old; convert it to 9 or later with "
@@ -54,7 +56,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx_ir raises many kinds
-        raise SqueezeError(f"{path}: invalid ONNX model: {_root_cause(error)}") from error
+        raise SqueezeError(
+            f"{path}: invalid ONNX model: {_root_cause(error)}"
+        ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     external = _external_files(model, path)
     model.meta[SOURCE] = Source(
@@ -112,7 +116,7 @@ def _external_files(model: ir.Model, path: Path) -> set[Path]:
 def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     file = Path(tensor.path)
     inside = Path(os.path.normpath(file)).is_relative_to(os.path.normpath(path.parent))
-    if os.path.isabs(tensor.location) or not inside:
+    if Path(tensor.location).is_absolute() or not inside:
         raise SqueezeError(
             f"{path}: external data {str(tensor.location)!r} lies outside the model's "
             "folder; save the model with its data beside it"
@@ -125,8 +129,8 @@ def _check_external(tensor: ir.ExternalTensor, path: Path) -> Path:
     size, end = file.stat().st_size, (tensor.offset or 0) + (tensor.length or 0)
     if end > size:
         raise SqueezeError(
-            f"{path}: external data {str(tensor.location)!r} is truncated: {size} bytes, "
-            f"{tensor.name!r} ends at {end}; copy it again"
+            f"{path}: external data {str(tensor.location)!r} is truncated: "
+            f"{size} bytes, {tensor.name!r} ends at {end}; copy it again"
         )
     return file
 
@@ -163,8 +167,23 @@ def normalize(model: ir.Model) -> ir.Model:
     if any(v.is_initializer() for v in model.graph.inputs):
         passes.RemoveInitializersFromInputsPass()(model)
         model.ir_version = max(model.ir_version, 4)
+    _skip_identities(model.graph)
     _lift_constant_of_shape(model.graph)
     return model
+
+
+def _skip_identities(graph: ir.Graph) -> None:
+    """Identity of a weight is how exporters write a tied one."""
+    for node in list(graph):
+        if (
+            node.op_type == "Identity"
+            and not node.domain
+            and node.inputs[0] is not None
+        ):
+            weight, out = node.inputs[0], node.outputs[0]
+            if weight.is_initializer() and not out.is_graph_output():
+                out.replace_all_uses_with(weight)
+                graph.remove(node, safe=True)
 
 
 def _lift_constant_of_shape(graph: ir.Graph) -> None:
@@ -193,7 +212,7 @@ def add_initializer(
     """Register `tensor` under its own name, in place of a value if one is given."""
     value = ir.Value(
         name=tensor.name,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -208,7 +227,9 @@ def add_initializer(
 
 def node_name(node: ir.Node) -> str:
     """The node's name as in the file, else its first output's."""
-    return node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+    return (
+        node.name or next((v.name for v in node.outputs if v.name), "") or node.op_type
+    )
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -248,7 +269,10 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
     try:
         for value, tensor in kept.items():
             if tensor is not None and tensor.nbytes > limit:
-                value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+                value.shape, value.type = (
+                    ir.Shape(tensor.shape.numpy()),
+                    ir.TensorType(tensor.dtype),
+                )
                 graph.initializers.pop(value.name or "")
                 value.const_value = None
                 graph.inputs.append(value)
@@ -267,7 +291,7 @@ def without_big_weights(model: ir.Model, limit: int = 1024) -> Iterator[ir.Model
 def proto_bytes(model: ir.Model) -> int:
     """Bytes the model takes as one file, without building that file."""
     with without_big_weights(model) as light:
-        structure = ir.to_proto(light).ByteSize()
+        structure = int(ir.to_proto(light).ByteSize())
         inside = weight_bytes(light)
     return structure + weight_bytes(model) - inside
 
@@ -334,7 +358,9 @@ def check_output(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; make it first")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if not os.access(folder, os.W_OK) or (
+        path.exists() and not os.access(path, os.W_OK)
+    ):
         raise UsageError(f"{path}: not writable; choose another -o")
 
 
@@ -352,13 +378,17 @@ def save(
     path = Path(path)
     check_output(path)
     came_from = source(model)
-    external = proto_bytes(model) > INLINE_LIMIT or bool(came_from and came_from.external)
+    external = proto_bytes(model) > INLINE_LIMIT or bool(
+        came_from and came_from.external
+    )
     data = f"{path.name}.data" if external else None
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
         written = folder / path.name
         ir.save(model, written, format="protobuf", external_data=data)
-        files = sorted(folder.iterdir(), key=lambda f: f.name == path.name)  # model last
+        files = sorted(
+            folder.iterdir(), key=lambda f: f.name == path.name
+        )  # model last
         size = sum(f.stat().st_size for f in files)
         if verify is not None:
             verify(written)

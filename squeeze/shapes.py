@@ -47,8 +47,8 @@ class Shapes:
         if shape is None:
             name = value.name if value is not None else "an omitted input"
             raise SqueezeError(
-                f"{node.op_type} {node_name(node)!r}: the shape of {name!r} is unknown; "
-                f"pass --input-shape {example_shape(self.inputs)}"
+                f"{node.op_type} {node_name(node)!r}: the shape of {name!r} is unknown;"
+                f" pass --input-shape {example_shape(self.inputs)}"
             )
         return shape
 
@@ -78,7 +78,9 @@ def input_shapes(
     if "" in given:
         if len(inputs) != 1:
             names = ", ".join(inputs)
-            raise UsageError(f"--input-shape: name one of the inputs {names}, as NAME:1,…")
+            raise UsageError(
+                f"--input-shape: name one of the inputs {names}, as NAME:1,…"
+            )
         given[next(iter(inputs))] = given.pop("")
     for name in given:
         if name not in inputs:
@@ -130,7 +132,11 @@ def _static_shape(
 
 def _text(shape: ir.Shape | None) -> str:
     dims = shape or ()
-    return "[" + ", ".join(str(d) if isinstance(d, int) else d.value or "?" for d in dims) + "]"
+    return (
+        "["
+        + ", ".join(str(d) if isinstance(d, int) else d.value or "?" for d in dims)
+        + "]"
+    )
 
 
 def is_dynamic(model: ir.Model) -> bool:
@@ -284,16 +290,18 @@ def _fold_node(
         if value is not None:
             if value.name not in known:
                 return None
-            feeds[value.name] = known[value.name]
+            feeds[value.name or ""] = known[value.name]
     return _evaluate(node, feeds, versions)
 
 
-def _evaluate(node: ir.Node, feeds: dict[str, Array], versions: dict[str, int]) -> Array | None:
+def _evaluate(
+    node: ir.Node, feeds: dict[str, Array], versions: dict[str, int]
+) -> Array | None:
     from onnx.reference import ReferenceEvaluator  # slow to import, rarely needed
 
     try:
         proto = ir.serde.serialize_node(node)
         evaluator = ReferenceEvaluator(proto, opsets=versions)
-        return np.asarray(evaluator.run(None, feeds)[0])
-    except Exception:  # an op the reference lacks stays unfolded, and is reported as such
+        return np.asarray(list(evaluator.run(None, feeds))[0])
+    except Exception:  # an op that the reference lacks stays unfolded
         return None

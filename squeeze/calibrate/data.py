@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -25,7 +25,18 @@ from squeeze.shapes import Shapes
 Array = np.ndarray
 BATCH = 32
 LABELS = ("labels", "label", "y")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
+IMAGES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,9 @@ class Data:
 
     def take(self, indices: Array) -> Data:
         """The samples at these positions of this data."""
-        return Data(self.name, self.source, self.specs, self.indices[indices], self.batch_size)
+        return Data(
+            self.name, self.source, self.specs, self.indices[indices], self.batch_size
+        )
 
     def sample(self, count: int, seed: int = 0) -> Data:
         """At most `count` samples drawn by seed, in their own order."""
@@ -116,7 +129,9 @@ def specs_of(model: ir.Model, shapes: Shapes) -> tuple[InputSpec, ...]:
     for value in model.graph.inputs:
         dtype, shape = shapes.dtype(value), shapes.of(value)
         if dtype is None or shape is None:
-            raise SqueezeError(f"input {value.name!r} is no tensor; --data can't feed it")
+            raise SqueezeError(
+                f"input {value.name!r} is no tensor; --data can't feed it"
+            )
         specs.append(InputSpec(value.name or "", dtype.numpy(), shape))
     return tuple(specs)
 
@@ -124,7 +139,11 @@ def specs_of(model: ir.Model, shapes: Shapes) -> tuple[InputSpec, ...]:
 def fixed_batch(model: ir.Model) -> int | None:
     """The batch size that the model's inputs are fixed to, None where it is dynamic."""
     for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
+        if (
+            value.shape is not None
+            and len(value.shape)
+            and isinstance(value.shape[0], int)
+        ):
             return int(value.shape[0])
     return None
 
@@ -165,7 +184,8 @@ def split(
     held = held or len(data) // 5
     if held == 0:
         raise SqueezeError(
-            f"{data.name}: {len(data)} samples are too few to hold a fifth out; pass --eval-data"
+            f"{data.name}: {len(data)} samples are too few to hold a fifth out; "
+            "pass --eval-data"
         )
     order = np.arange(len(data))
     calibration = data.take(order[:-held]).sample(samples, seed)
@@ -185,10 +205,13 @@ def _fit(name: str, spec: InputSpec, inputs: Mapping[str, Array]) -> Array:
             f"{spec.name!r} {list(spec.shape[1:])}"
         )
     if np.dtype(array.dtype).kind not in "biufV" or array.dtype.kind == "c":
-        raise SqueezeError(f"{name}: {array.dtype} data for input {spec.name!r} {spec.dtype}")
+        raise SqueezeError(
+            f"{name}: {array.dtype} data for input {spec.name!r} {spec.dtype}"
+        )
     if array.dtype.kind == "f" and spec.dtype.kind in "iub":
         raise SqueezeError(
-            f"{name}: {array.dtype} data for the {spec.dtype} input {spec.name!r}; convert it"
+            f"{name}: {array.dtype} data for the {spec.dtype} input {spec.name!r}; "
+            "convert it"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise SqueezeError(f"{name}: NaN or Inf in the data for input {spec.name!r}")
@@ -207,7 +230,9 @@ def _labels(name: str, labels: Array) -> Array:
 # -- sources ------------------------------------------------------------------------
 
 
-def _open(spec: str | Path | Mapping[str, Array], specs: Sequence[InputSpec], images: Images) -> Source:
+def _open(
+    spec: str | Path | Mapping[str, Array], specs: Sequence[InputSpec], images: Images
+) -> Source:
     if isinstance(spec, Mapping):
         return _arrays(dict(spec), "data", specs)
     text = str(spec)
@@ -218,7 +243,9 @@ def _open(spec: str | Path | Mapping[str, Array], specs: Sequence[InputSpec], im
         raise UsageError(f"--data {path}: no such file or folder")
     if path.is_file():
         if path.suffix != ".npz":
-            raise UsageError(f"--data {path}: not .npz; see the README for what it may be")
+            raise UsageError(
+                f"--data {path}: not .npz; see the README for what it may be"
+            )
         return _archive(path, specs)
     return _folder(path, specs, images)
 
@@ -230,16 +257,22 @@ def _folder(path: Path, specs: Sequence[InputSpec], images: Images) -> Source:
         return Joined(tuple(_archive(p, specs) for p in archives))
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGES)
     if not files:
-        raise SqueezeError(f"--data {path}: no .npz files, images or test_data_set_N in it")
+        raise SqueezeError(
+            f"--data {path}: no .npz files, images or test_data_set_N in it"
+        )
     return ImageFolder(path, tuple(files), specs[0], images)
 
 
 def _archive(path: Path, specs: Sequence[InputSpec]) -> Source:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: _member(path, archive, name) for name in archive}
+            arrays: dict[str, Any] = {
+                name: _member(path, archive, name) for name in archive
+            }
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise SqueezeError(f"--data {path}: not a readable .npz archive: {error}") from error
+        raise SqueezeError(
+            f"--data {path}: not a readable .npz archive: {error}"
+        ) from error
     return _arrays(arrays, str(path), specs)
 
 
@@ -260,10 +293,13 @@ def _member(path: Path, archive: Any, name: str) -> Array:
         return np.asarray(archive[name])
     with path.open("rb") as raw:
         raw.seek(info.header_offset + 26)
-        extra = int.from_bytes(raw.read(2), "little") + int.from_bytes(raw.read(2), "little")
+        extra = int.from_bytes(raw.read(2), "little") + int.from_bytes(
+            raw.read(2), "little"
+        )
     offset = info.header_offset + 30 + extra + header
-    order = "F" if fortran else "C"
-    return np.memmap(path, dtype, "r", offset, shape, order)
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    mapped: Array = np.memmap(path, dtype, "r", offset, shape, order)
+    return mapped
 
 
 def _arrays(arrays: dict[str, Array], name: str, specs: Sequence[InputSpec]) -> Source:
@@ -282,7 +318,9 @@ def _arrays(arrays: dict[str, Array], name: str, specs: Sequence[InputSpec]) -> 
     if labels is not None:
         lengths.add(len(labels) if labels.ndim else 0)
     if len(lengths) != 1:
-        raise SqueezeError(f"{name}: the arrays have different lengths {sorted(lengths)}")
+        raise SqueezeError(
+            f"{name}: the arrays have different lengths {sorted(lengths)}"
+        )
     return Arrays(inputs, labels)
 
 
@@ -314,12 +352,17 @@ class Joined:
         starts = np.cumsum([0, *(len(p) for p in self.parts)])
         which = np.searchsorted(starts, indices, side="right") - 1
         found = [
-            self.parts[w].read(indices[which == w] - starts[w]) for w in np.unique(which)
+            self.parts[w].read(indices[which == w] - starts[w])
+            for w in np.unique(which)
         ]
         back = np.argsort(np.argsort(which, kind="stable"), kind="stable")
-        inputs = {k: np.concatenate([f[0][k] for f in found])[back] for k in found[0][0]}
+        inputs = {
+            k: np.concatenate([f[0][k] for f in found])[back] for k in found[0][0]
+        }
         labels = [f[1] for f in found if f[1] is not None]
-        return inputs, np.concatenate(labels)[back] if len(labels) == len(found) else None
+        return inputs, np.concatenate(labels)[back] if len(labels) == len(
+            found
+        ) else None
 
 
 @dataclass(frozen=True)
@@ -340,7 +383,9 @@ class TestSets:
             if not file.is_file():
                 raise SqueezeError(f"--data {file}: missing, for input {spec.name!r}")
             try:
-                feeds[spec.name] = onnx.numpy_helper.to_array(onnx.load_tensor(str(file)))
+                feeds[spec.name] = onnx.numpy_helper.to_array(
+                    onnx.load_tensor(str(file))
+                )
             except Exception as error:  # protobuf's DecodeError, numpy's ValueError
                 raise SqueezeError(f"--data {file}: not a tensor file") from error
         return feeds
@@ -372,20 +417,26 @@ class ImageFolder:
         files = [self.files[i] for i in indices]
         array = np.stack([self._decode(f) for f in files])
         classes = self.classes
-        labels = [classes.index(f.relative_to(self.root).parts[0]) for f in files if classes]
+        labels = [
+            classes.index(f.relative_to(self.root).parts[0]) for f in files if classes
+        ]
         return {self.spec.name: array}, np.array(labels) if classes else None
 
     def _decode(self, file: Path) -> Array:
         try:
             from PIL import Image
         except ImportError as error:
-            raise UsageError("images need Pillow: pip install 'squeeze[images]'") from error
+            raise UsageError(
+                "images need Pillow: pip install 'squeeze[images]'"
+            ) from error
         last = self.images.layout == "nhwc"
         if len(self.spec.shape) != 4:
             raise SqueezeError(f"input {self.spec.name!r} is no image; pass .npz data")
         channels = self.spec.shape[3 if last else 1]
-        height, width = self.images.size or self.spec.shape[1:3] if last else (
-            self.images.size or self.spec.shape[2:4]
+        height, width = (
+            self.images.size or self.spec.shape[1:3]
+            if last
+            else (self.images.size or self.spec.shape[2:4])
         )
         try:
             with Image.open(file) as opened:
@@ -395,9 +446,9 @@ class ImageFolder:
         except OSError as error:
             raise SqueezeError(f"{file}: not a readable image") from error
         if self.images.mean:
-            array = array - np.float32(self.images.mean)
+            array = array - np.asarray(self.images.mean, np.float32)
         if self.images.std:
-            array = array / np.float32(self.images.std)
+            array = array / np.asarray(self.images.std, np.float32)
         return array if last else array.transpose(2, 0, 1)
 
 
@@ -439,7 +490,9 @@ class Generated:
         except SqueezeError:
             raise
         except Exception as error:  # the user's code
-            raise SqueezeError(f"--data {self.name}: {type(error).__name__}: {error}") from error
+            raise SqueezeError(
+                f"--data {self.name}: {type(error).__name__}: {error}"
+            ) from error
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -455,6 +508,10 @@ class Generated:
             if start > wanted[-1]:
                 break
         back = np.argsort(order, kind="stable")
-        inputs = {k: np.concatenate([p[0][k] for p in parts])[back] for k in parts[0][0]}
+        inputs = {
+            k: np.concatenate([p[0][k] for p in parts])[back] for k in parts[0][0]
+        }
         labels = [p[1] for p in parts if p[1] is not None]
-        return inputs, np.concatenate(labels)[back] if len(labels) == len(parts) else None
+        return inputs, np.concatenate(labels)[back] if len(labels) == len(
+            parts
+        ) else None

@@ -36,8 +36,14 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            ctx.fail(f"no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+        if (
+            args
+            and not args[0].startswith("-")
+            and self.get_command(ctx, args[0]) is None
+        ):
+            ctx.fail(
+                f"no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}"
+            )
         return super().resolve_command(ctx, args)
 
 
@@ -84,7 +90,9 @@ def _bug(error: Exception) -> int:
     if os.environ.get("SQUEEZE_DEBUG"):
         raise error
     kind = type(error).__name__
-    _complain(f"a bug in squeeze ({kind}: {error}); set SQUEEZE_DEBUG=1 for the traceback")
+    _complain(
+        f"a bug in squeeze ({kind}: {error}); set SQUEEZE_DEBUG=1 for the traceback"
+    )
     return INTERNAL_ERROR
 
 

@@ -12,7 +12,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ShapeType(click.ParamType):
+class ShapeType(click.ParamType):  # type: ignore[type-arg]
     """NAME:1,3,224,224, split at the last colon; the name may be left out."""
 
     name = "name:1,3,224,224"
@@ -99,7 +99,9 @@ def selecting(function: F) -> F:
     return function
 
 
-def shapes_of(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+def shapes_of(
+    pairs: Sequence[tuple[str, tuple[int, ...]]],
+) -> dict[str, tuple[int, ...]]:
     return dict(pairs)
 
 
@@ -109,7 +111,9 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+    if isinstance(value, float) and (
+        value != value or value in (float("inf"), -float("inf"))
+    ):
         return None
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
@@ -128,3 +132,58 @@ def print_tables(tables: Sequence[Any], as_markdown: bool) -> None:
     console = table.console()
     for one in tables:
         table.show(one, console)
+
+
+# -- what every rewriting command does around its one call --------------------------
+
+
+def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
+    """`rewrite.run.Options` from the options of `rewriting`."""
+    import sys
+
+    from squeeze.rewrite.run import Options, default_output
+
+    return Options(
+        output=given["output"] or default_output(model, suffix),
+        dry_run=given["dry_run"],
+        bench=not given["no_bench"],
+        simplify=not given["no_simplify"],
+        seed=given["seed"],
+        input_shapes=shapes_of(given["input_shapes"]),
+        command=" ".join(["squeeze", *_without_output(sys.argv[1:])]),
+    )
+
+
+def _without_output(arguments: list[str]) -> list[str]:
+    """The command without where it wrote: the same options give the same bytes."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and not argument.startswith(("-o", "--output")):
+            kept.append(argument)
+        skip = not skip and argument in ("-o", "--output")
+    return kept
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE pairs as a dictionary."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--set")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def print_result(result: Any, given: Mapping[str, Any]) -> None:
+    """A rewrite's report: tables, Markdown or JSON; warnings on stderr."""
+    from squeeze.report import rewrites
+
+    if given["as_json"]:
+        print_json(rewrites.result_json(result))
+    else:
+        print_tables(rewrites.tables(result), given["as_markdown"])
+    for warning in rewrites.warnings(result):
+        if given["as_json"] or warning not in result.notes:
+            click.echo(f"squeeze: {warning}", err=True)

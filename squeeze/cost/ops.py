@@ -80,9 +80,9 @@ def _einsum(op: Op) -> Cost:
     for index, labels in enumerate(operands):
         shape = op.input(index)
         head, dots, tail = labels.partition("...")
-        letters = list(head) + [f"…{i}" for i in range(len(shape) - len(head + tail))] * bool(
-            dots
-        )
+        letters = list(head) + [
+            f"…{i}" for i in range(len(shape) - len(head + tail))
+        ] * bool(dots)
         for label, size in zip(letters + list(tail), shape, strict=True):
             sizes[label] = max(size, sizes.get(label, 1))
     total = prod(sizes.values())
@@ -122,8 +122,8 @@ def _per_output(count: int) -> Callable[[Op], Cost]:
 
 
 def _pool(op: Op) -> Cost:
-    window = prod(op.node.attributes.get_ints("kernel_shape", ()) or ())
-    return 0, prod(op.output) * window
+    window = list(op.node.attributes.get_ints("kernel_shape", ()) or ())
+    return 0, prod(op.output) * prod(window)
 
 
 def _per_input(op: Op) -> Cost:

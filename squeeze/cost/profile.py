@@ -114,7 +114,9 @@ def _layers(graph: ir.Graph, shapes: Shapes) -> tuple[tuple[Layer, ...], set[str
     for node in graph:
         cost = _node_cost(node, shapes)
         if cost is None:
-            uncounted.add(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
+            uncounted.add(
+                f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            )
         weights = list(_weights(node, seen))
         macs, flops = cost or (0, 0)
         if macs or flops or weights:
@@ -125,8 +127,12 @@ def _layers(graph: ir.Graph, shapes: Shapes) -> tuple[tuple[Layer, ...], set[str
 def _node_cost(node: ir.Node, shapes: Shapes) -> tuple[int, int] | None:
     """As the table says; shape arithmetic is free, and so are bodies that are."""
     if node.op_type in ("If", "Loop", "Scan"):
-        bodies = [a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"]
-        free = all(ops.TABLE.get(n.op_type) is ops.TABLE["Shape"] for b in bodies for n in b)
+        bodies = [
+            a.as_graph() for a in node.attributes.values() if a.type.name == "GRAPH"
+        ]
+        free = all(
+            ops.TABLE.get(n.op_type) is ops.TABLE["Shape"] for b in bodies for n in b
+        )
         return (0, 0) if free else None
     if all(v.name in shapes.constants for v in node.outputs):
         return 0, 0
@@ -216,7 +222,7 @@ def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
     nodes = list(graph)
     last = last_uses(nodes)
     end = len(nodes)
-    last.update({v: end for v in graph.outputs})
+    last.update(dict.fromkeys(graph.outputs, end))
     live = sum(value_bytes(v, shapes) for v in graph.inputs if v in last)
     dying: dict[int, list[ir.Value]] = {}
     for value, index in last.items():

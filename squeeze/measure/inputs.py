@@ -35,7 +35,8 @@ def random_feeds(
     """One batch for every input: normal floats, integers 0 and 1 (valid as indices)."""
     rng = np.random.default_rng(seed)
     return {
-        i.name: _random(i.name, i.type, shapes.get(i.name), rng) for i in session.get_inputs()
+        i.name: _random(i.name, i.type, shapes.get(i.name), rng)
+        for i in session.get_inputs()
     }
 
 
@@ -44,7 +45,9 @@ def _random(
 ) -> np.ndarray:
     dtype = _TYPES.get(kind)
     if dtype is None or shape is None:
-        raise SqueezeError(f"input {name!r} of type {kind} can't be made up; pass --data")
+        raise SqueezeError(
+            f"input {name!r} of type {kind} can't be made up; pass --data"
+        )
     if np.dtype(dtype).kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape, dtype=np.float32).astype(dtype)

@@ -53,7 +53,9 @@ def _once(runner: Session, feeds: Feeds) -> float:
     return time.perf_counter() - start
 
 
-def ratio_interval(times: np.ndarray, seed: int, draws: int = 1000) -> tuple[float, float]:
+def ratio_interval(
+    times: np.ndarray, seed: int, draws: int = 1000
+) -> tuple[float, float]:
     """95 % bootstrap interval of the ratio of medians; `times` is (runs, 2)."""
     rng = np.random.default_rng(seed)
     picked = times[rng.integers(0, len(times), (draws, len(times)))]

@@ -22,7 +22,9 @@ def profile_json(profile: Profile) -> dict[str, Any]:
     layers = []
     for layer in profile.layers:
         row = {**asdict(layer), "bottleneck": layer.bottleneck}
-        layers.append({k: list(v) if isinstance(v, tuple) else v for k, v in row.items()})
+        layers.append(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
+        )
     return {
         "schema": SCHEMA,
         "model": profile.model,
@@ -139,7 +141,8 @@ def grouped_table(profile: Profile, by: str) -> Table:
 
 
 CSV_COLUMNS = (
-    "name op kind macs flops params weight_bytes output_shape output_elements compression"
+    "name op kind macs flops params weight_bytes output_shape output_elements "
+    "compression"
 ).split()
 
 

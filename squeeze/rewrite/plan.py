@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rewrite hands back: the rewritten model, its changes, notes for the user."""
+    """What a rewrite hands back: the model, its changes, notes for the user."""
 
     model: ir.Model
     changes: Sequence[Change]

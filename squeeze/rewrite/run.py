@@ -157,7 +157,9 @@ def _verifier(
         if origin is not None and (own := _problem(origin.path, before)) is not None:
             notes.append(f"not verified: the original doesn't run here: {own}")
             return
-        raise SqueezeError(f"the rewritten model does not run, nothing written: {problem}")
+        raise SqueezeError(
+            f"the rewritten model does not run, nothing written: {problem}"
+        )
 
     return verify
 

@@ -1,0 +1,203 @@
+"""convert: standard convolutions become the blocks of published networks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from squeeze.cost.profile import count
+from squeeze.errors import RuleError
+from squeeze.rewrite import blocks, sites
+from squeeze.rewrite.blocks import Param, Rule
+from squeeze.rewrite.build import Fragment, Refused, build, graft
+from squeeze.rewrite.expressions import Value
+from squeeze.rewrite.plan import Change, Cost, Outcome, Result, named, selector
+from squeeze.rewrite.run import Options, run
+from squeeze.rewrite.sites import Candidate, Site
+from squeeze.shapes import Shapes
+
+UNFITTED = "new weights are not fitted"
+FINEST = 100  # parameters are searched in hundredths
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which block goes where. None: as the rule says."""
+
+    rule: Rule
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    keep_first: bool | None = None
+    pool: Literal["keep", "absorb"] | None = None
+    allow_costlier: bool = False
+    seed: int = 0
+
+    @property
+    def absorbs(self) -> bool:
+        return (self.pool or self.rule.pool) == "absorb"
+
+    @property
+    def keeps_first(self) -> bool:
+        return self.rule.keep_first if self.keep_first is None else self.keep_first
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A convolution's change, and what to put there if it is applied."""
+
+    change: Change
+    site: Site | None = None
+    fragment: Fragment | None = None
+
+
+def convert(
+    model: ir.Model | str | os.PathLike[str],
+    to: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    settings: Mapping[str, str | Value] | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    keep_first: bool | None = None,
+    pool: Literal["keep", "absorb"] | None = None,
+    allow_costlier: bool = False,
+    options: Options | None = None,
+) -> Result:
+    """Replace standard convolutions by the block `to` (a name, or a .toml's path).
+
+    Writes to `output` if one is given; the rewritten model is in the result as well.
+    Raises UsageError for an unknown block or parameter, RuleError for a bad rule.
+    """
+    rule = blocks.load(to)
+    options = options or Options()
+    if output is not None:
+        options = replace(options, output=Path(output))
+    choice = Choice(
+        rule=rule,
+        settings=rule.settings(settings or {}),
+        only=only,
+        skip=skip,
+        keep_first=keep_first,
+        pool=pool,
+        allow_costlier=allow_costlier,
+        seed=options.seed,
+    )
+    return run(model, lambda m, shapes: apply(m, shapes, choice), options)
+
+
+def apply(model: ir.Model, shapes: Shapes, choice: Choice) -> Outcome:
+    """Plan every convolution, then put the accepted blocks in."""
+    planned = plan(model, shapes, choice)
+    for one in planned:
+        if one.fragment is not None and one.site is not None:
+            graft(model.graph, one.site, one.fragment)
+    changes = [one.change for one in planned]
+    notes = [UNFITTED] if any(c.applied for c in changes) else []
+    return Outcome(model, changes, notes)
+
+
+def plan(model: ir.Model, shapes: Shapes, choice: Choice) -> list[Planned]:
+    """One line per convolution of the model, done or refused."""
+    reason = selector(choice.only, choice.skip)
+    return [
+        _planned(candidate, shapes, choice, reason(candidate.name))
+        for candidate in sites.find(model, shapes)
+    ]
+
+
+def _planned(
+    candidate: Candidate, shapes: Shapes, choice: Choice, left_alone: str | None
+) -> Planned:
+    site = candidate.site
+    why = candidate.reason or left_alone
+    kept = site is not None and site.first and choice.keeps_first
+    if not why and kept and not named(choice.only, candidate.name):
+        why = "first layer kept; --no-keep-first converts it"
+    if why or site is None:
+        return Planned(_refused(candidate.name, choice, why or ""))
+    site = site.with_pool(choice.absorbs)
+    before = Cost(*count(site.nodes, shapes))
+    try:
+        fragment = build(choice.rule, site, choice.settings, choice.seed)
+        if fragment.cost.macs > before.macs and not choice.allow_costlier:
+            raise Refused(_costlier(site, choice, before, fragment.cost))
+    except Refused as refusal:
+        return Planned(_refused(site.name, choice, str(refusal), before))
+    details = {"block": choice.rule.name, "params": _plain(choice.settings)}
+    change = Change(
+        site.name, "convert", True, "", before, fragment.cost, details=details
+    )
+    return Planned(change, site, fragment)
+
+
+def _refused(
+    name: str, choice: Choice, reason: str, before: Cost | None = None
+) -> Change:
+    details = {"block": choice.rule.name, "params": _plain(choice.settings)}
+    return Change(name, "convert", False, reason, before, None, details=details)
+
+
+def _plain(settings: Mapping[str, Value]) -> dict[str, int | float | str | bool]:
+    return {name: blocks.plain(value) for name, value in settings.items()}
+
+
+# -- what would pay -----------------------------------------------------------------
+
+
+def _costlier(site: Site, choice: Choice, before: Cost, after: Cost) -> str:
+    text = f"costs {after.macs:,} MACs, more than the {before.macs:,} it replaces"
+    hints = [
+        hint
+        for param in choice.rule.params.values()
+        if (hint := _payable(site, choice, param, before)) is not None
+    ]
+    if hints:
+        return f"{text}; it would pay with {' or '.join(hints)}"
+    return f"{text}; no value of its parameters pays here"
+
+
+def _payable(site: Site, choice: Choice, param: Param, before: Cost) -> str | None:
+    """The value nearest to the present one that pays, as --set would take it."""
+    present = choice.settings[param.name]
+    if isinstance(present, (str, bool)):
+        return None
+
+    def pays(value: Fraction | int) -> bool:
+        try:
+            param.check(value, "")
+            settings = {**choice.settings, param.name: value}
+            return build(choice.rule, site, settings).cost.macs <= before.macs
+        except (Refused, RuleError):
+            return False
+
+    for scale in (1, FINEST):
+        down = _largest_below(int(present * scale), scale, pays)
+        if down is not None:
+            return f"{param.name}={blocks.number(down)}"
+    up = next((v for v in _doublings(present) if pays(v)), None)
+    return f"{param.name}={blocks.number(up)}" if up is not None else None
+
+
+def _largest_below(
+    present: int, scale: int, pays: Callable[[Fraction | int], bool]
+) -> Fraction | None:
+    """Largest k / scale under the present value that pays, where less costs less."""
+    low, high = 0, present  # at `low` it pays or is out of bounds, at `high` it doesn't
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if pays(Fraction(middle, scale)) else (low, middle)
+    return Fraction(low, scale) if low and pays(Fraction(low, scale)) else None
+
+
+def _doublings(present: Fraction | int) -> Iterator[Fraction | int]:
+    """Larger values to try for a parameter that divides, as a reduction does."""
+    for _ in range(6):
+        present = present * 2
+        yield present

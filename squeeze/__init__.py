@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from squeeze.model import load as load
     from squeeze.model import save as save
     from squeeze.rewrite.convert import convert as convert
+    from squeeze.rewrite.plan import Result as Result
+    from squeeze.rewrite.run import Options as Options
 
 # public name → module that holds it; imported when first used
 _PUBLIC = {
     "Profile": "squeeze.cost.profile",
     "SqueezeError": "squeeze.errors",
+    "Options": "squeeze.rewrite.run",
+    "Result": "squeeze.rewrite.plan",
     "convert": "squeeze.rewrite.convert",
     "load": "squeeze.model",
     "profile": "squeeze.cost.profile",

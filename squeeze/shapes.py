@@ -302,6 +302,6 @@ def _evaluate(
     try:
         proto = ir.serde.serialize_node(node)
         evaluator = ReferenceEvaluator(proto, opsets=versions)
-        return np.asarray(list(evaluator.run(None, feeds))[0])
+        return np.asarray(next(iter(evaluator.run(None, feeds))))
     except Exception:  # an op that the reference lacks stays unfolded
         return None

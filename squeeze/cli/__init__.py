@@ -54,7 +54,10 @@ def cli(ctx: click.Context) -> None:
     """Make trained ONNX models smaller and faster, and say what it cost."""
     from squeeze.cli._config import defaults
 
-    ctx.default_map = defaults(Path.cwd())
+    name = ctx.invoked_subcommand
+    command = cli.get_command(ctx, name) if name else None
+    if name and command:
+        ctx.default_map = {name: defaults(Path.cwd(), command)}
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from squeeze.errors import RuleError
+import click
+
+from squeeze.errors import RuleError, nearest
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -27,23 +29,36 @@ def read(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def defaults(folder: Path) -> dict[str, Any]:
-    """click's default map: a table per command, `model` and `data.path` to all."""
+def defaults(folder: Path, command: click.Command) -> dict[str, Any]:
+    """What the configuration says for a command, by click's parameter names.
+
+    `model` and `data.path` go to the commands that have them; the command's own table
+    holds options as they are typed, without the dashes.
+    """
     table = read(folder)
-    shared: dict[str, Any] = {}
-    if "model" in table:
-        shared["model"] = table["model"]
-    if isinstance(table.get("data"), dict) and "path" in table["data"]:
-        shared["data"] = table["data"]["path"]
-    commands = [f.stem for f in Path(__file__).parent.glob("[a-z]*.py")]
-    return {
-        name: {**shared, **_options(table.get(name, {}), name)} for name in commands
+    spelled = {
+        option.lstrip("-"): parameter.name or ""
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
     }
-
-
-def _options(table: Any, name: str) -> dict[str, Any]:
-    if isinstance(table, list):  # [[check]] is the gate's own
-        return {}
-    if not isinstance(table, dict):
-        raise RuleError(f"squeeze.toml: {name} must be a table: [{name}]")
-    return {key.replace("-", "_"): value for key, value in table.items()}
+    found: dict[str, Any] = {}
+    data = table.get("data")
+    for name, value in (
+        ("model", table.get("model")),
+        ("data", data.get("path") if isinstance(data, dict) else None),
+    ):
+        if value is not None and name in spelled:
+            found[spelled[name]] = value
+    own = table.get(command.name or "", {})
+    if isinstance(own, list):  # [[check]] is the gate's own
+        return found
+    if not isinstance(own, dict):
+        raise RuleError(f"squeeze.toml: {command.name} must be a table")
+    for key, value in own.items():
+        if key not in spelled:
+            where = f"squeeze.toml: [{command.name}] {key}"
+            raise RuleError(f"{where}: unknown key{nearest(key, spelled)}")
+        flipped = key.startswith("no-") and isinstance(value, bool)
+        positive = key.removeprefix("no-") in spelled
+        found[spelled[key]] = not value if flipped and positive else value
+    return found

@@ -40,6 +40,7 @@ class Fragment:
     weights: tuple[ir.Value, ...]
     cost: Cost
     settings: Mapping[str, Value]
+    shapes: Shapes
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,10 @@ def build(
     if reason := rule.refusal(names):
         raise Refused(reason)
     builder = _Builder(site, names, f"{site.name}/{rule.name}", seed)
-    for layer in (kept := _present(rule.layers, names)):
-        later = kept[kept.index(layer) + 1 :]
-        builder.layer(layer, later)
+    present = [one for one in rule.layers if one.when is None or one.when(names)]
+    for index, layer in enumerate(present, 1):
+        builder.layer(layer, present[index:])
     return builder.finish(settings)
-
-
-def _present(layers: Sequence[Layer], names: Mapping[str, Value]) -> list[Layer]:
-    return [layer for layer in layers if layer.when is None or layer.when(names)]
 
 
 class _Builder:
@@ -365,6 +362,7 @@ class _Builder:
             weights=tuple(self.weights),
             cost=Cost(*count(self.nodes, shapes)),
             settings=settings,
+            shapes=shapes,
         )
 
     def check_output(self) -> None:

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 from squeeze.errors import UsageError
 
 if TYPE_CHECKING:
-    from squeeze.recover.distill import Distilled as Distilled
-    from squeeze.recover.distill import distill as distill
-    from squeeze.recover.distort import distort as distort
+    from squeeze.recover.run import Distilled as Distilled
+    from squeeze.recover.run import distill as distill
+    from squeeze.recover.cycle import distort as distort
     from squeeze.recover.module import GraphModule as GraphModule
     from squeeze.recover.module import to_torch as to_torch
     from squeeze.recover.module import write_back as write_back
     from squeeze.recover.options import Epoch as Epoch
     from squeeze.recover.options import Options as Options
-    from squeeze.recover.verify import verify as verify
+    from squeeze.recover.check import verify as verify
 
 _PUBLIC = {
-    "Distilled": "squeeze.recover.distill",
+    "Distilled": "squeeze.recover.run",
     "Epoch": "squeeze.recover.options",
     "GraphModule": "squeeze.recover.module",
     "Options": "squeeze.recover.options",
-    "distill": "squeeze.recover.distill",
-    "distort": "squeeze.recover.distort",
+    "distill": "squeeze.recover.run",
+    "distort": "squeeze.recover.cycle",
     "to_torch": "squeeze.recover.module",
-    "verify": "squeeze.recover.verify",
+    "verify": "squeeze.recover.check",
     "write_back": "squeeze.recover.module",
 }
 

@@ -72,19 +72,15 @@ class GraphModule(nn.Module):
         graph = model.graph
         self.input_names = tuple(v.name or "" for v in graph.inputs)
         self.output_names = tuple(v.name or "" for v in graph.outputs)
+        self.input_sizes = {v.name or "": s for v in graph.inputs if (s := _sizes(v))}
         self.dtypes: dict[str, ir.DataType] = {}
         self.host: dict[str, Tensor] = {}
         self.norms = nn.ModuleList()
         self.norm_at: dict[str, int] = {}
         self._plans: dict[Any, list[tuple[Step, tuple[str, ...]]]] = {}
-        self.untied = {v.name or "": v for v in map(untied, graph) if v is not None}
         self._register(graph)
-        self.steps = [
-            _step(node, model, shapes)
-            for node in graph
-            if not any(v.name in self.untied for v in node.outputs)
-        ]
-        self._freeze_shared_statistics(graph)
+        self.steps = [_step(node, model, shapes) for node in graph]
+        self._freeze_shared_statistics()
         if shapes is not None and shapes.inputs:
             self._fix_targets(graph, shapes)
         self._fold()
@@ -103,10 +99,6 @@ class GraphModule(nn.Module):
             if kind == "constant" and value.uses() and all(_is_island_input(u) for u in value.uses()):
                 continue  # an island reads it from the model itself
             self._keep(name, kind, tensor)
-        for name, value in self.untied.items():
-            source = value.producer().inputs[0].const_value  # type: ignore[union-attr]
-            assert source is not None
-            self._keep(name, role(value, source), source)
 
     def _keep(self, name: str, kind: str, tensor: ir.TensorProtocol) -> None:
         data = as_tensor(tensor)
@@ -119,8 +111,11 @@ class GraphModule(nn.Module):
         else:
             self._constant(name, data)
 
-    def _freeze_shared_statistics(self, graph: ir.Graph) -> None:
-        """Statistics that something else reads as well must not follow the batches."""
+    def _freeze_shared_statistics(self) -> None:
+        """Statistics that something else reads as well must not follow the batches.
+
+        Exporters store equal initializers once, be they means, scales or offsets.
+        """
         uses: dict[str, int] = {}
         for step in self.steps:
             for name in step.inputs:
@@ -322,8 +317,6 @@ def write_back(model: ir.Model, module: GraphModule) -> None:
     """
     for name, array in module.initializers().items():
         value = model.graph.initializers.get(name)
-        if value is None and name in module.untied:
-            value = _materialise(model.graph, name)
         if value is None or value.const_value is None:
             raise SqueezeError(f"the model has no initializer {name!r}; pass its own module")
         shape = tuple(int(n) for n in value.const_value.shape.numpy())
@@ -334,41 +327,15 @@ def write_back(model: ir.Model, module: GraphModule) -> None:
         value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
 
 
-def _materialise(graph: ir.Graph, name: str) -> ir.Value | None:
-    """Turn an Identity of an initializer into an initializer of its own."""
-    node = next((n for n in graph if any(v.name == name for v in n.outputs)), None)
-    if node is None or node.inputs[0] is None or node.inputs[0].const_value is None:
-        return None
-    tensor = ir.Tensor(np.array(node.inputs[0].const_value.numpy()), name=name)
-    value = models.add_initializer(graph, tensor, replaces=node.outputs[0])
-    graph.remove(node, safe=True)
-    return value
-
-
 # -- values -------------------------------------------------------------------------
 
 
-def untied(node: ir.Node) -> ir.Value | None:
-    """The output of an Identity that gives BatchNormalization somebody else's values.
-
-    Exporters store equal initializers once; means and variances, scales and offsets
-    are equal by chance only, and part as soon as they are trained.
-    """
-    if node.op_type != "Identity" or node.inputs[0] is None:
-        return None
-    out = node.outputs[0]
-    if not node.inputs[0].is_initializer() or out.is_graph_output() or not out.uses():
-        return None
-    ours = all(u.node.op_type == "BatchNormalization" and u.idx > 0 for u in out.uses())
-    return out if ours else None
-
-
-def role(value: ir.Value, tensor: ir.TensorProtocol | None = None) -> str:
+def role(value: ir.Value) -> str:
     """`parameter`, `statistics` or `constant`: what an initializer is for.
 
     One element is a setting (an epsilon, a scale) unless it stands where weights do.
     """
-    tensor = tensor or value.const_value
+    tensor = value.const_value
     if tensor is None or not tensor.dtype.is_floating_point():
         return "constant"
     uses = [(use.node.op_type, use.idx) for use in value.uses()]
@@ -389,6 +356,15 @@ def as_tensor(tensor: ir.TensorProtocol) -> Tensor:
     if array.dtype == np.bool_:
         return torch.tensor(array)
     return torch.tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    """An input's shape if all but its batch is fixed, else nothing."""
+    dims = list(value.shape) if value.shape is not None else []
+    if not dims or not all(isinstance(d, int) for d in dims[1:]):
+        return ()
+    first = dims[0] if isinstance(dims[0], int) else 1
+    return (first, *(int(d) for d in dims[1:] if isinstance(d, int)))
 
 
 def _is_island_input(use: ir.Usage) -> bool:

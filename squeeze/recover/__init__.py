@@ -10,29 +10,33 @@ from typing import TYPE_CHECKING, Any
 from squeeze.errors import UsageError
 
 if TYPE_CHECKING:
-    from squeeze.recover.run import Distilled as Distilled
-    from squeeze.recover.run import distill as distill
+    from squeeze.recover.check import verify as verify
     from squeeze.recover.cycle import distort as distort
+    from squeeze.recover.files import Files as Files
+    from squeeze.recover.files import distill_files as distill_files
     from squeeze.recover.module import GraphModule as GraphModule
     from squeeze.recover.module import to_torch as to_torch
     from squeeze.recover.module import write_back as write_back
     from squeeze.recover.options import Epoch as Epoch
     from squeeze.recover.options import Options as Options
-    from squeeze.recover.check import verify as verify
+    from squeeze.recover.run import Distilled as Distilled
+    from squeeze.recover.run import distill as distill
 
 _PUBLIC = {
     "Distilled": "squeeze.recover.run",
     "Epoch": "squeeze.recover.options",
+    "Files": "squeeze.recover.files",
     "GraphModule": "squeeze.recover.module",
     "Options": "squeeze.recover.options",
     "distill": "squeeze.recover.run",
+    "distill_files": "squeeze.recover.files",
     "distort": "squeeze.recover.cycle",
     "to_torch": "squeeze.recover.module",
     "verify": "squeeze.recover.check",
     "write_back": "squeeze.recover.module",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
@@ -53,4 +57,6 @@ def require_torch() -> None:
     try:
         import torch  # noqa: F401  takes seconds to import
     except ImportError as error:
-        raise UsageError("training needs PyTorch: pip install 'squeeze[train]'") from error
+        raise UsageError(
+            "training needs PyTorch: pip install 'squeeze[train]'"
+        ) from error

@@ -48,7 +48,9 @@ def verify(
 
 def tolerance(model: ir.Model) -> float:
     """By the coarsest float among the weights."""
-    found = {v.const_value.dtype for v in model.graph.initializers.values() if v.const_value}
+    found = {
+        v.const_value.dtype for v in model.graph.initializers.values() if v.const_value
+    }
     return max((COARSE.get(t, TOLERANCE) for t in found), default=TOLERANCE)
 
 
@@ -77,7 +79,9 @@ def _errors(
     mode = module.training
     module.train(False)
     with torch.no_grad():
-        found = module.run({k: as_input(v).to(device) for k, v in inputs.items()}, names)
+        found = module.run(
+            {k: as_input(v).to(device) for k, v in inputs.items()}, names
+        )
     module.train(mode)
     return [relative(found[n], expected[n]) for n in names]
 
@@ -102,7 +106,9 @@ def _expected(
         arrays = runner.run(None, dict(inputs))
     except Exception as error:  # onnxruntime raises many kinds
         reason = str(error).strip().splitlines()[0]
-        raise SqueezeError(f"the model does not run in onnxruntime: {reason}") from error
+        raise SqueezeError(
+            f"the model does not run in onnxruntime: {reason}"
+        ) from error
     return dict(zip(names, arrays, strict=True))
 
 
@@ -121,10 +127,14 @@ def _blame(
     with torch.no_grad():
         found = module.run(feeds, names, given)
     for step in module.steps:
-        error = max((relative(found[n], expected[n]) for n in step.outputs if n), default=0)
+        error = max(
+            (relative(found[n], expected[n]) for n in step.outputs if n), default=0
+        )
         if error > allowed:
             return (
-                f"{step.op.kind} {step.name!r} differs from onnxruntime by {error:.2g} of "
-                f"its largest value; not trained"
+                f"{step.op.kind} {step.name!r} differs from onnxruntime by "
+                f"{error:.2g} of its largest value; not trained"
             )
-    return f"the outputs differ from onnxruntime's by {worst:.2g}, summed over all nodes"
+    return (
+        f"the outputs differ from onnxruntime's by {worst:.2g}, summed over all nodes"
+    )

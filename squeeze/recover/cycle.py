@@ -17,7 +17,11 @@ def distort(model: ir.Model, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) < 2:
+        if (
+            tensor is None
+            or not tensor.dtype.is_floating_point()
+            or len(tensor.shape) < 2
+        ):
             continue
         if any(u.idx in TRAINED.get(u.node.op_type, ()) for u in value.uses()):
             weight = np.asarray(tensor.numpy()).astype(np.float64)

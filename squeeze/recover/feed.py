@@ -57,7 +57,9 @@ class Feed:
     def __init__(self, data: Data, batch: int, seed: int) -> None:
         self._data, self._seed = data, seed
         self.batch = min(batch, len(data))
-        sample = sum(np.prod(s.shape[1:], dtype=int) * s.dtype.itemsize for s in data.specs)
+        sample = sum(
+            np.prod(s.shape[1:], dtype=int) * s.dtype.itemsize for s in data.specs
+        )
         self._cached = self._read_all() if sample * len(data) <= CACHE_BYTES else None
         self._chunk: tuple[int, Fed] | None = None
 
@@ -82,7 +84,8 @@ class Feed:
             inside = rng.permutation(min(size, len(self._data) - starts[chunk]))
             whole = len(inside) // self.batch * self.batch
             batches += [
-                (int(chunk), inside[i : i + self.batch]) for i in range(0, whole, self.batch)
+                (int(chunk), inside[i : i + self.batch])
+                for i in range(0, whole, self.batch)
             ]
         return batches
 
@@ -122,7 +125,11 @@ def read(data: Data) -> Fed:
         for name in batches[0].inputs
     }
     labels = [b.labels for b in batches if b.labels is not None]
-    together = torch.from_numpy(np.concatenate(labels)) if len(labels) == len(batches) else None
+    together = (
+        torch.from_numpy(np.concatenate(labels))
+        if len(labels) == len(batches)
+        else None
+    )
     return Fed(inputs, together)
 
 
@@ -152,7 +159,9 @@ def augment(inputs: Mapping[str, Tensor], seed: tuple[int, ...]) -> Inputs:
     axes = image_axes(tuple(x.shape))
     if len(names) != 1 or axes is None or not x.is_floating_point():
         return dict(inputs)
-    rng = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    rng = torch.Generator().manual_seed(
+        int(np.random.SeedSequence(seed).generate_state(1)[0])
+    )
     channels, _, _ = axes
     image = x if channels == 1 else x.permute(0, 3, 1, 2)
     image = shifted(image, rng, mirror=image.shape[1] == 3)
@@ -174,7 +183,9 @@ def shifted(x: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
     return padded[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
-def resized(inputs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Inputs:
+def resized(
+    inputs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Inputs:
     """Images at another network's size, for students of a lower resolution."""
     result = {}
     for name, x in inputs.items():

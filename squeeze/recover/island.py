@@ -39,8 +39,12 @@ class Island:
             value, tensor = self._node.inputs[i], inputs[i]
             if value is not None and tensor is not None:
                 device = tensor.device
-                array = tensor.detach().float() if tensor.is_floating_point() else tensor
-                feeds[value.name or ""] = array.cpu().numpy().astype(self._type(value, array))
+                array = (
+                    tensor.detach().float() if tensor.is_floating_point() else tensor
+                )
+                feeds[value.name or ""] = (
+                    array.cpu().numpy().astype(self._type(value, array))
+                )
         if self._session is None:
             self._session = self._make(feeds)
         found = self._session.run(None, feeds)

@@ -96,7 +96,11 @@ class GraphModule(nn.Module):
             if tensor is None:
                 raise SqueezeError(f"initializer {name!r} holds no values")
             kind = role(value)
-            if kind == "constant" and value.uses() and all(_is_island_input(u) for u in value.uses()):
+            if (
+                kind == "constant"
+                and value.uses()
+                and all(_is_island_input(u.node) for u in value.uses())
+            ):
                 continue  # an island reads it from the model itself
             self._keep(name, kind, tensor)
 
@@ -141,7 +145,9 @@ class GraphModule(nn.Module):
         if first is None or not len(first) or not isinstance(first[0], int):
             return
         for node in graph:
-            target = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] else ""
+            target = (
+                node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] else ""
+            )
             if node.op_type == "Reshape" and target in self.host:
                 known = shapes.of(node.outputs[0])
                 used_once = len(node.inputs[1].uses()) == 1  # type: ignore[union-attr]
@@ -150,7 +156,9 @@ class GraphModule(nn.Module):
 
     def _fold(self) -> None:
         """Evaluate once what depends on constants alone."""
-        persistent = {k for k in self._buffers if k not in self._non_persistent_buffers_set}
+        persistent = {
+            k for k in self._buffers if k not in self._non_persistent_buffers_set
+        }
         known = {k: v for k, v in self._buffers.items() if k not in persistent}
         env: dict[str, Any] = {**known, **self.host}
         kept = []
@@ -199,8 +207,8 @@ class GraphModule(nn.Module):
         wanted = tuple(self.output_names if wanted is None else wanted)
         given = given or {}
         env: dict[str, Any] = {**inputs, **self.host}
-        env.update({k: v for k, v in given.items() if k not in self.producer})
         found = {name: env[name] for name in wanted if name in env}
+        env.update(given)
         for step, finished in self._plan(wanted, frozenset(given)):
             outputs = self._call(step, env)
             for name, value in zip(step.outputs, outputs, strict=False):
@@ -222,7 +230,9 @@ class GraphModule(nn.Module):
             result = step.function(step.op, *arguments)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise SqueezeError(f"{step.op.kind} {step.name!r} fails: {reason}") from error
+            raise SqueezeError(
+                f"{step.op.kind} {step.name!r} fails: {reason}"
+            ) from error
         return [result] if isinstance(result, Tensor) else result
 
     def _value(self, name: str, env: Mapping[str, Any]) -> Tensor:
@@ -265,7 +275,9 @@ class GraphModule(nn.Module):
             step.op.training = mode and not step.op.frozen
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kw: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], *args: Any, **kw: Any
+    ) -> Any:
         """As in PyTorch, for names with dots."""
         missing = set(self.state_dict()) ^ set(state_dict)
         if missing:
@@ -318,10 +330,14 @@ def write_back(model: ir.Model, module: GraphModule) -> None:
     for name, array in module.initializers().items():
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
-            raise SqueezeError(f"the model has no initializer {name!r}; pass its own module")
+            raise SqueezeError(
+                f"the model has no initializer {name!r}; pass its own module"
+            )
         shape = tuple(int(n) for n in value.const_value.shape.numpy())
         if shape != array.shape:
-            raise SqueezeError(f"initializer {name!r} is {shape}, trained {array.shape}")
+            raise SqueezeError(
+                f"initializer {name!r} is {shape}, trained {array.shape}"
+            )
         if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float64)).all():
             raise SqueezeError(f"initializer {name!r} holds infinite or NaN values")
         value.const_value = ir.Tensor(np.ascontiguousarray(array), name=name)
@@ -352,7 +368,9 @@ def as_tensor(tensor: ir.TensorProtocol) -> Tensor:
     """A copy in memory: float64 stays, other floats become float32."""
     array = np.asarray(tensor.numpy())
     if tensor.dtype.is_floating_point():
-        return torch.tensor(array if array.dtype == np.float64 else array.astype(np.float32))
+        return torch.tensor(
+            array if array.dtype == np.float64 else array.astype(np.float32)
+        )
     if array.dtype == np.bool_:
         return torch.tensor(array)
     return torch.tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
@@ -367,8 +385,7 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
     return (first, *(int(d) for d in dims[1:] if isinstance(d, int)))
 
 
-def _is_island_input(use: ir.Usage) -> bool:
-    node = use.node
+def _is_island_input(node: ir.Node) -> bool:
     return find(_op(node, 0), node.domain) is None
 
 
@@ -398,8 +415,10 @@ def _step(node: ir.Node, model: ir.Model, shapes: Shapes | None) -> Step:
     inputs, outputs = _names(node.inputs), _names(node.outputs)
     if function is not None:
         return Step(name, op, function, inputs, outputs)
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-           for a in node.attributes.values()):
+    if any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for a in node.attributes.values()
+    ):
         raise SqueezeError(
             f"{node.op_type} {name!r}: control flow can't be trained through; "
             "simplify the model, or distil the part without it"

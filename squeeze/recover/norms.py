@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from squeeze.recover.module import GraphModule, Step
 
-_NORMALISED = frozenset(
-    "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization".split()
-)
+_KINDS = ("Batch", "Group", "Instance", "Layer")
+_NORMALISED = frozenset(f"{kind}Normalization" for kind in _KINDS)
 
 
 def places(module: GraphModule, names: Iterable[str] | None = None) -> list[Step]:
@@ -46,7 +45,7 @@ def places(module: GraphModule, names: Iterable[str] | None = None) -> list[Step
 def insert(
     module: GraphModule, steps: Iterable[Step], batches: Iterable[Mapping[str, Tensor]]
 ) -> None:
-    """Put a normalisation behind each step that leaves the module's outputs as they are.
+    """Put a normalisation behind each step that leaves the outputs as they are.
 
     Its statistics are those of `batches`; scale and bias undo them.
     """
@@ -81,9 +80,11 @@ def _moments(
                 x = value.double().transpose(0, 1).flatten(1)
                 parts = [x.sum(1), x.square().sum(1), torch.tensor(float(x.shape[1]))]
                 old = totals.get(name)
-                totals[name] = parts if old is None else [
-                    a + b for a, b in zip(old, parts, strict=True)
-                ]
+                totals[name] = (
+                    parts
+                    if old is None
+                    else [a + b for a, b in zip(old, parts, strict=True)]
+                )
     result = {}
     for name, (total, squares, count) in totals.items():
         mean = total / count
@@ -101,11 +102,16 @@ def folded(module: GraphModule) -> dict[str, Tensor]:
     for name, index in module.norm_at.items():
         norm = module.norms[index]
         assert isinstance(norm, nn.BatchNorm2d)
-        weight, bias = (module._weight(n).detach().double()
-                        for n in module.producer[name].inputs[1:3])
+        weight, bias = (
+            module._weight(n).detach().double()
+            for n in module.producer[name].inputs[1:3]
+        )
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+        scale = (
+            norm.weight.detach().double()
+            / (norm.running_var.double() + norm.eps).sqrt()
+        )
         inputs = module.producer[name].inputs
         shape = (-1, *[1] * (weight.dim() - 1))
         values[inputs[1]] = weight * scale.reshape(shape)

@@ -20,7 +20,7 @@ Kind = Literal["scores", "probabilities", "log-probabilities", "values"]
 _PASSING = frozenset("Cast Dropout Flatten Identity Reshape Squeeze Unsqueeze".split())
 _SCORING = frozenset("Add Conv Gemm GlobalAveragePool MatMul ReduceMean".split())
 ACTIVATIONS = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu HardSwish Gelu Mish Clip ThresholdedRelu".split()
+    "Relu LeakyRelu PRelu Elu Selu Celu HardSwish Gelu Mish Clip Swish".split()
 )
 
 
@@ -68,7 +68,9 @@ def find_targets(
         ours = {n: v.shape for n, v in student.run(small, _inner(student)).items()}
     outputs = _outputs(student, teacher, ours, theirs, options)
     shared = tuple(
-        Pair(n, n) for n in ours if n in theirs and ours[n] == theirs[n] and len(ours[n]) > 1
+        Pair(n, n)
+        for n in ours
+        if n in theirs and ours[n] == theirs[n] and len(ours[n]) > 1
     )
     names = {p.student for p in outputs}
     inner = tuple(p for p in shared if p.student in student.reached - names)
@@ -108,7 +110,11 @@ def _outputs(
             f"the student has the outputs {', '.join(mine)}, the teacher "
             f"{', '.join(other)}; distil a student made from this teacher"
         )
-    names = [(n, n) for n in mine] if set(mine) == set(other) else zip(mine, other, strict=True)
+    names = (
+        [(n, n) for n in mine]
+        if set(mine) == set(other)
+        else zip(mine, other, strict=True)
+    )
     pairs = []
     for a, b in names:
         if ours.get(a) != theirs.get(b):
@@ -150,14 +156,16 @@ def _unreachable(student: GraphModule) -> str:
     islands = [s for s in student.steps if s.island]
     if islands:
         return (
-            f"{islands[-1].op.kind} {islands[-1].name!r}: no gradient passes through this "
-            "op, and no weight can be reached without it"
+            f"{islands[-1].op.kind} {islands[-1].name!r}: no gradient passes through "
+            "this op, and no weight can be reached without it"
         )
     return "the student has no floating weights to train"
 
 
 def _by_shape(
-    ours: Mapping[str, torch.Size], theirs: Mapping[str, torch.Size], reached: frozenset[str]
+    ours: Mapping[str, torch.Size],
+    theirs: Mapping[str, torch.Size],
+    reached: frozenset[str],
 ) -> tuple[Pair, ...]:
     """Without common names: the last value of each shape, both sides (stage ends)."""
     last = {shape: name for name, shape in theirs.items() if len(shape) >= 3}
@@ -173,7 +181,10 @@ def _replaced(
         pair
         for pair in shared
         if pair.student in student.reached
-        and any(_is_new(student, teacher, w) for w in weights_behind(student, pair.student, names))
+        and any(
+            _is_new(student, teacher, w)
+            for w in weights_behind(student, pair.student, names)
+        )
     )
 
 
@@ -214,7 +225,7 @@ def mean_squared(own: Tensor, target: Tensor) -> Tensor:
 
 
 def log_probabilities(x: Tensor, kind: Kind, temperature: float) -> Tensor:
-    """Logarithms of the class probabilities at a temperature, from what the output is."""
+    """Logarithms of the class probabilities at a temperature."""
     x = x.float()
     if kind == "probabilities":
         x = x.clamp(min=1e-8).log()
@@ -225,7 +236,9 @@ def soft_targets(own: Tensor, target: Tensor, kind: Kind, temperature: float) ->
     """T² KL(teacher ‖ student) at temperature T (Hinton et al. 2015, §2)."""
     ours = log_probabilities(own, kind, temperature)
     theirs = log_probabilities(target, kind, temperature)
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+    return (
+        F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+    )
 
 
 def output_loss(
@@ -290,7 +303,9 @@ class WholeObjective(Objective):
         found = self.student.run(small, [*(p.student for p in pairs), *active])
         loss = output_loss(found, wanted, fed.labels, targets, options)
         if features:
-            errors = [mean_squared(found[p.student], wanted[p.teacher]) for p in features]
+            errors = [
+                mean_squared(found[p.student], wanted[p.teacher]) for p in features
+            ]
             loss = loss + options.feature_weight * torch.stack(errors).mean()
         if active:
             sizes = [found[n].float().abs().mean() for n in active]

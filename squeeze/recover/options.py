@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,16 +16,18 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Options:
     """How to distil; the defaults work unattended.
 
-    `epochs` counts passes over the training samples, all phases together; `minutes`
-    takes its place. `loss` "auto" is soft targets for class scores and mean squared
-    error for everything else. `temperature` softens both networks' scores (Hinton et
+    `epochs` counts passes over the training samples, all phases together, and
+    `minutes` takes its place; by default as many as make 2,000 updates, at least 15
+    and at most 100. `batch` is 128 by default, less for few samples. `loss` "auto"
+    is soft targets for class scores and mean squared error for everything else.
+    `temperature` softens both networks' scores (Hinton et
     al. 2015). `l1` weighs the mean magnitude of every activation (thesis §2.2.2).
     `block_share` is the part of the schedule in which replaced sites learn one by one.
     """
 
-    epochs: int = 30
+    epochs: int = 0
     minutes: float | None = None
-    batch: int = 128
+    batch: int = 0
     learning_rate: float = 4e-3
     weight_decay: float = 1e-4
     loss: Loss = "auto"
@@ -38,6 +42,13 @@ class Options:
     precision: Precision = "auto"
     patience: int | None = None
     seed: int = 0
+
+    def settled(self, samples: int) -> Options:
+        """With the schedule that this many training samples ask for."""
+        batch = self.batch or min(128, max(16, samples // 16))
+        updates = max(samples // batch, 1)
+        epochs = self.epochs or min(max(math.ceil(2000 / updates), 15), 100)
+        return dataclasses.replace(self, epochs=epochs, batch=batch)
 
 
 @dataclass(frozen=True)

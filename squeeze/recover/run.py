@@ -16,6 +16,7 @@ from squeeze.calibrate.data import Data, fixed_batch
 from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover import checkpoint as checkpoints
 from squeeze.recover import norms
+from squeeze.recover.check import relative, verify
 from squeeze.recover.feed import Fed, Feed, Inputs, read, resized
 from squeeze.recover.module import GraphModule, to_torch, write_back
 from squeeze.recover.objective import (
@@ -29,7 +30,6 @@ from squeeze.recover.objective import (
 )
 from squeeze.recover.options import Epoch, Options, Progress, Score
 from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
-from squeeze.recover.check import relative, verify
 
 HELD_OUT = 2000  # samples at most: enough for half a point of agreement
 NORM_BATCH = 16  # fewer samples make poor statistics
@@ -80,6 +80,7 @@ def distill(
     started = time.monotonic()
     _check_inputs(student, teacher)
     training, held = _split(data, evaluation)
+    options = options.settled(len(training))
     device = _device(options)
     modules = to_torch(student), to_torch(teacher)
     sample = _verified((student, teacher), modules, training)
@@ -87,8 +88,10 @@ def distill(
         module.to(device)
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     targets = find_targets(*modules, sample.to(device).inputs, options)
-    micro = min(_micro_batch(m, b, sample, options) for m, b in zip(
-        modules, map(fixed_batch, (student, teacher)), strict=True))
+    micro = min(
+        _micro_batch(m, b, sample, options)
+        for m, b in zip(modules, map(fixed_batch, (student, teacher)), strict=True)
+    )
     feed = Feed(training, options.batch, options.seed)
     _check_labels(feed, targets, options)
     _freeze_statistics(modules[0], micro)
@@ -142,7 +145,7 @@ def _check_inputs(student: ir.Model, teacher: ir.Model) -> None:
 
 
 def _split(data: Data, evaluation: Data | None) -> tuple[Data, Data]:
-    """Training and held-out samples: the last fifth, as everywhere, but not too many."""
+    """Training and held-out samples: the last fifth as everywhere, 2000 at most."""
     if evaluation is not None:
         return data, evaluation.sample(HELD_OUT)
     size = data.batch_size if len(data) >= 10 * data.batch_size else 1
@@ -211,13 +214,16 @@ def _micro_batch(
     if fixed is None:
         return options.batch
     device = next(iter(module.parameters())).device
-    one = resized(next(sample.to(device).split(fixed)).inputs,
-                  input_shapes(module, sample.inputs))
+    one = resized(
+        next(sample.to(device).split(fixed)).inputs, input_shapes(module, sample.inputs)
+    )
     two = {k: torch.cat([v, v.roll(1, -1)]) for k, v in one.items()}
     with torch.no_grad():
         try:
-            alone = [module.run({k: v[i : i + fixed] for k, v in two.items()})
-                     for i in (0, fixed)]
+            alone = [
+                module.run({k: v[i : i + fixed] for k, v in two.items()})
+                for i in (0, fixed)
+            ]
             both = module.run(two)
         except SqueezeError:
             return fixed
@@ -283,7 +289,9 @@ def _phases(
     if not epochs or not share:
         return [Phase("whole", whole, options.epochs, 1.0, every)]
     edge = set(targets.shared)
-    inside = {w for p in targets.sites for w in weights_behind(student, p.student, edge)}
+    inside = {
+        w for p in targets.sites for w in weights_behind(student, p.student, edge)
+    }
     blocks = BlockObjective(student, teacher, targets, options)
     return [
         Phase("blocks", blocks, epochs, share, tuple(sorted(inside))),

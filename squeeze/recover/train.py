@@ -57,6 +57,7 @@ class Cursor:
     stale: int = 0
     best: float = math.inf
     stopped: str = ""
+    before: Score | None = None  # of the untrained student
     history: list[Epoch] = field(default_factory=list)
 
 
@@ -98,10 +99,9 @@ class Trainer:
     def run(self) -> Score:
         """Train to the end; returns the untrained student's score."""
         self._started = self._saved = time.monotonic()
-        before = self.setting.held_out.score(self.setting.student)
-        if math.isinf(self.cursor.best):
-            self.cursor.best = before.loss
-        self.before = before
+        before = self.cursor.before or self.setting.held_out.score(self.setting.student)
+        if self.cursor.before is None:
+            self.cursor.before, self.cursor.best = before, before.loss
         while self.cursor.phase < len(self.phases) and not self.cursor.stopped:
             self._run_phase(self.phases[self.cursor.phase])
         restore(self.setting.student, self.best)
@@ -144,7 +144,7 @@ class Trainer:
         loss = self._gradients(phase, fed)
         if not math.isfinite(loss):
             cursor.stopped = (
-                f"the loss became {loss} in the phase '{phase.name}', step {cursor.step}; "
+                f"the loss became {loss} in phase {phase.name!r}, step {cursor.step}; "
                 "kept the best state before it; a lower --learning-rate may help"
             )
             return False
@@ -166,7 +166,7 @@ class Trainer:
             with self._precision():
                 loss = phase.objective(part.to(self.setting.device)) * weight
             loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss)
+            total += float(loss.detach())
         trained = [p for g in self._optimizer.param_groups for p in g["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
         return total if math.isfinite(float(norm)) else math.nan
@@ -276,7 +276,9 @@ class Trainer:
         try:
             checkpoint.save(self.setting.checkpoint, state)
         except OSError as error:
-            note = f"no checkpoint: {self.setting.checkpoint}: {error.strerror or error}"
+            note = (
+                f"no checkpoint: {self.setting.checkpoint}: {error.strerror or error}"
+            )
             if note not in self.notes:
                 self.notes.append(note)
 
@@ -288,6 +290,8 @@ class Trainer:
         cursor["history"] = [
             Epoch(**{**e, "score": Score(**e["score"])}) for e in cursor["history"]
         ]
+        if cursor["before"] is not None:
+            cursor["before"] = Score(**cursor["before"])
         self.cursor = Cursor(**cursor)
         self._average = _like(state["average"], self._average)
         self.best = _like(state["best"], self.best)
@@ -367,7 +371,10 @@ class HeldOut:
             values = [p[key] for p in parts if key in p]
             return float(np.dot(values, share)) if len(values) == len(parts) else None
 
-        different, size = sum(p["different"] for p in parts), sum(p["size"] for p in parts)
+        different, size = (
+            sum(p["different"] for p in parts),
+            sum(p["size"] for p in parts),
+        )
         return Score(
             mean("loss") or 0.0,
             math.sqrt(different / size) if size else 0.0,
@@ -390,9 +397,9 @@ class HeldOut:
                 target = log_probabilities(target, pair.kind, 1.0).double()
             result["different"] += float((own - target).square().sum())
             result["size"] += float(target.square().sum())
-        if (pair := self._targets.classes) is not None:
-            ours = found[pair.student].argmax(-1)
-            theirs = wanted[pair.teacher].argmax(-1)
+        if (classes := self._targets.classes) is not None:
+            ours = found[classes.student].argmax(-1)
+            theirs = wanted[classes.teacher].argmax(-1)
             result["agreement"] = float((ours == theirs).float().mean())
             if fed.labels is not None and fed.labels.shape == ours.shape:
                 result["accuracy"] = float((ours == fed.labels).float().mean())

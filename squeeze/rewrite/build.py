@@ -217,8 +217,8 @@ class _Builder:
         name = f"{self.prefix}/{len(self.nodes) + 1}"
         seed = [self.seed, crc32(name.encode())]
 
-        def drawn() -> Array:  # the same at every reading of the lazy tensor
-            return np.random.default_rng(seed).standard_normal(shape) * scale
+        def drawn() -> np.ndarray:  # the same at every reading of the lazy tensor
+            return np.random.default_rng(seed).standard_normal(shape) * float(scale)
 
         weight = self.weight(drawn, shape, "weight")
         bias = self.weight(lambda: np.zeros(out), (out,), "bias") if biased else None

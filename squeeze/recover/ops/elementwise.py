@@ -38,6 +38,10 @@ def variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     return lambda op, *xs: functools.reduce(function, together(*xs))
 
 
+def mean(op: Op, *xs: Tensor) -> Tensor:
+    return functools.reduce(operator.add, together(*xs)) / len(xs)
+
+
 def cast(op: Op, x: Tensor, like: Tensor | None = None) -> Tensor:
     """Floats keep the module's own precision, whatever float they are cast to."""
     wanted = like.dtype if like is not None else _TYPES.get(op.get("to"))
@@ -76,7 +80,9 @@ def gelu(op: Op, x: Tensor) -> Tensor:
 
 
 def hard_sigmoid(op: Op, x: Tensor) -> Tensor:
-    return (x * op.get("alpha", 0.2) + op.get("beta", 0.5)).clamp(0, 1)
+    alpha: float = op.get("alpha", 0.2)
+    beta: float = op.get("beta", 0.5)
+    return (x * alpha + beta).clamp(0, 1)
 
 
 def celu(op: Op, x: Tensor) -> Tensor:
@@ -84,8 +90,8 @@ def celu(op: Op, x: Tensor) -> Tensor:
 
 
 def selu(op: Op, x: Tensor) -> Tensor:
-    alpha = op.get("alpha", 1.67326319217681884765625)
-    gamma = op.get("gamma", 1.05070102214813232421875)
+    alpha: float = op.get("alpha", 1.67326319217681884765625)
+    gamma: float = op.get("gamma", 1.05070102214813232421875)
     return gamma * F.elu(x, alpha)
 
 
@@ -100,7 +106,8 @@ def thresholded_relu(op: Op, x: Tensor) -> Tensor:
 
 
 def where(op: Op, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(*together(condition, a, b))
+    condition, a, b = together(condition, a, b)
+    return torch.where(condition, a, b)
 
 
 def dropout(op: Op, x: Tensor, *rest: Tensor | None) -> Any:
@@ -218,7 +225,7 @@ TABLE: dict[str, Function] = {
     "Less": binary(torch.lt),
     "LessOrEqual": binary(torch.le),
     "Max": variadic(torch.maximum),
-    "Mean": lambda op, *xs: variadic(operator.add)(op, *xs) / len(xs),
+    "Mean": mean,
     "Min": variadic(torch.minimum),
     "Mod": mod,
     "Mul": binary(operator.mul),

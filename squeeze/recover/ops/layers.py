@@ -138,7 +138,9 @@ def max_pool(op: Op, x: Tensor) -> Tensor:
     n = x.dim() - 2
     kernel, strides, dilations, _, pads = _pooling(op, x)
     inside = [0] * n
-    if symmetric(pads) and all(2 * a <= k for (a, _), k in zip(pads, kernel, strict=True)):
+    if symmetric(pads) and all(
+        2 * a <= k for (a, _), k in zip(pads, kernel, strict=True)
+    ):
         inside = [a for a, _ in pads]
     else:
         x = pad_sides(x, pads, -math.inf)
@@ -170,7 +172,8 @@ def global_pool(function: Callable[..., Tensor]) -> Function:
 
 
 def gemm(op: Op, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    alpha, beta = op.get("alpha", 1.0), op.get("beta", 1.0)
+    alpha: float = op.get("alpha", 1.0)
+    beta: float = op.get("beta", 1.0)
     if op.get("transA", 0):
         a = a.T
     weight = b if op.get("transB", 0) else b.T
@@ -209,7 +212,7 @@ def layer_normalization(
     shape, epsilon = x.shape[axis:], op.get("epsilon", 1e-5)
     if scale.shape == shape and (bias is None or bias.shape == shape):
         return F.layer_norm(x, shape, scale, bias, epsilon)
-    y = F.layer_norm(x, shape, eps=epsilon) * scale
+    y: Tensor = F.layer_norm(x, shape, eps=epsilon) * scale
     return y if bias is None else y + bias
 
 
@@ -229,11 +232,13 @@ def group_normalization(op: Op, x: Tensor, scale: Tensor, bias: Tensor) -> Tenso
 
 
 def local_response(op: Op, x: Tensor) -> Tensor:
-    size, alpha = op.get("size"), op.get("alpha", 1e-4)
+    size: int = op.get("size")
+    alpha: float = op.get("alpha", 1e-4)
+    bias: float = op.get("bias", 1.0)
     sides = ((size - 1) // 2, size - 1 - (size - 1) // 2)
     squares = pad_sides(x.square().unsqueeze(1).flatten(3), [sides, (0, 0)])
     mean = F.avg_pool2d(squares, (size, 1), 1).squeeze(1).reshape(x.shape)
-    return x / (op.get("bias", 1.0) + alpha * mean).pow(op.get("beta", 0.75))
+    return x / (bias + alpha * mean).pow(op.get("beta", 0.75))
 
 
 def lp_normalization(op: Op, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -125,7 +126,7 @@ def scatter_nd(op: Op, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
 
 
 def expand(op: Op, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, ints(shape)))
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(ints(shape))))
 
 
 def tile(op: Op, x: Tensor, repeats: Tensor) -> Tensor:
@@ -180,7 +181,9 @@ def pad(
         return F.pad(x, [n for pair in reversed(sides) for n in pair], value=fill)
     for dim, (before, after) in enumerate(sides):
         if before or after:
-            x = x.index_select(dim, _padded(mode, x.shape[dim], before, after, x.device))
+            x = x.index_select(
+                dim, _padded(mode, x.shape[dim], before, after, x.device)
+            )
     return x
 
 

@@ -131,13 +131,11 @@ def _dims(shape: torch.Size | None) -> str:
 
 
 def kind_of(module: GraphModule, name: str, rank: int, options: Options) -> Kind:
-    """How an output is compared; `--loss` overrides what its last op suggests."""
+    """What an output holds, as its last op suggests or `--loss soft` says."""
     last = module.producer.get(name)
     while last is not None and last.op.kind in _PASSING and last.inputs[0]:
         last = module.producer.get(last.inputs[0])
     kind = last.op.kind if last is not None else ""
-    if options.loss == "mse":
-        return "values"
     if kind == "Softmax":
         return "probabilities"
     if kind == "LogSoftmax":
@@ -252,7 +250,7 @@ def output_loss(
     losses = []
     for pair in targets.outputs:
         own, target = found[pair.student], wanted[pair.teacher]
-        if pair.kind == "values":
+        if pair.kind == "values" or options.loss == "mse":
             losses.append(mean_squared(own, target))
         else:
             losses.append(soft_targets(own, target, pair.kind, options.temperature))

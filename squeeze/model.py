@@ -8,6 +8,7 @@ stay mapped and are read when something asks for their values.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from squeeze.errors import SqueezeError, UsageError
 
 SOURCE = "squeeze.source"  # key of `Source` in Model.meta
 INLINE_LIMIT = 2**31 - 2**20  # protobuf's limit, less some room for the structure
+MAP_FROM = 2**27  # bytes of a file from which on its weights are mapped, not held
 FOLD_LIMIT = 2**27  # most elements of a ConstantOfShape weight
 
 
@@ -60,7 +62,10 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             f"{path}: invalid ONNX model: {_root_cause(error)}"
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    del proto
     external = _external_files(model, path)
+    if path.stat().st_size > MAP_FROM:
+        _map_weights(model, path)
     model.meta[SOURCE] = Source(
         path, sum(f.stat().st_size for f in {path, *external}), bool(external)
     )
@@ -155,6 +160,35 @@ def _resolved(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
         name=tensor.name,
         base_dir=real.parent,
     )
+
+
+def _map_weights(model: ir.Model, path: Path) -> None:
+    """Back big inline weights by the file's own bytes, so that the parsed copy can go.
+
+    The bytes are found by looking for them: whatever is found is equal.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    position = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.TensorProtoTensor) or tensor.nbytes < 2**16:
+            continue
+        found = mapped.find(tensor.tobytes(), position)
+        dtype = tensor.dtype.numpy()
+        if found < 0 or tensor.dtype.bitwidth < 8:
+            value.const_value = ir.Tensor(
+                tensor.numpy(), tensor.dtype, name=tensor.name
+            )
+            continue
+        position = found + tensor.nbytes
+        array = np.frombuffer(mapped, dtype, tensor.size, found)
+        shape = tensor.shape.numpy()
+        value.const_value = ir.Tensor(
+            array.reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=tensor.name
+        )
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # the search has touched every page
 
 
 def normalize(model: ir.Model) -> ir.Model:

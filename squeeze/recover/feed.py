@@ -15,6 +15,7 @@ from squeeze.calibrate.data import Data
 from squeeze.recover.check import as_input
 
 CACHE_BYTES = 2 * 10**9  # data up to this size is read once and kept
+SMALLEST = 16  # pixels; smaller images are not augmented
 CHUNK = 4096  # samples read together where data streams past
 
 Inputs = dict[str, Tensor]
@@ -140,19 +141,17 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     """(channels, height, width) axes of an image input, None for anything else."""
     if len(shape) != 4 or min(shape) < 1:
         return None
-    if shape[1] in (1, 3, 4) and min(shape[2:]) >= 8:
+    if shape[1] in (1, 3, 4):
         return 1, 2, 3
-    if shape[3] in (1, 3, 4) and min(shape[1:3]) >= 8:
-        return 3, 1, 2
-    return None
+    return (3, 1, 2) if shape[3] in (1, 3, 4) else None
 
 
 def augment(inputs: Mapping[str, Tensor], seed: tuple[int, ...]) -> Inputs:
     """Shift every image by up to an eighth of its size; mirror half of those in colour.
 
-    Single-channel images (digits, X-rays, spectrograms) are seldom symmetric. Inputs
-    that are no images stay, and so does everything where there are several inputs:
-    what belongs together must not move apart.
+    Single-channel images (digits, X-rays, spectrograms) are seldom symmetric, and
+    under 16 pixels a shift changes too much. Inputs that are no images stay, and so
+    does everything where there are several: what belongs together must not move apart.
     """
     [*names] = inputs
     x = inputs[names[0]]
@@ -162,7 +161,9 @@ def augment(inputs: Mapping[str, Tensor], seed: tuple[int, ...]) -> Inputs:
     rng = torch.Generator().manual_seed(
         int(np.random.SeedSequence(seed).generate_state(1)[0])
     )
-    channels, _, _ = axes
+    channels, height, width = axes
+    if min(x.shape[height], x.shape[width]) < SMALLEST:
+        return dict(inputs)
     image = x if channels == 1 else x.permute(0, 3, 1, 2)
     image = shifted(image, rng, mirror=image.shape[1] == 3)
     return {names[0]: image if channels == 1 else image.permute(0, 2, 3, 1)}

@@ -44,7 +44,7 @@ class Targets:
     features: tuple[Pair, ...]
     sites: tuple[Pair, ...]
     shared: tuple[str, ...] = ()
-    activations: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()  # penalised, if there is an L1 term
 
     @property
     def classes(self) -> Pair | None:
@@ -84,8 +84,12 @@ def find_targets(
         inner or _by_shape(ours, theirs, student.reached - names),
         _replaced(student, teacher, shared),
         tuple(p.student for p in shared),
-        tuple(s.outputs[0] for s in student.steps if s.op.kind in ACTIVATIONS),
+        _activations(student) if options.l1 else (),
     )
+
+
+def _activations(module: GraphModule) -> tuple[str, ...]:
+    return tuple(s.outputs[0] for s in module.steps if s.op.kind in ACTIVATIONS)
 
 
 def input_shapes(module: GraphModule, sample: Inputs) -> dict[str, tuple[int, ...]]:
@@ -219,7 +223,7 @@ def mean_squared(own: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over the target's variance: 1 for a constant guess."""
     own, target = own.float(), target.float()
     spread = target.var(correction=0).clamp(min=1e-8)
-    return (own - target).square().mean() / spread
+    return F.mse_loss(own, target) / spread
 
 
 def log_probabilities(x: Tensor, kind: Kind, temperature: float) -> Tensor:
@@ -262,6 +266,14 @@ def output_loss(
     return loss
 
 
+def activity(
+    found: Mapping[str, Tensor], names: Sequence[str], options: Options
+) -> Tensor:
+    """The L1 term: mean magnitude of each activation, summed (thesis §2.2.2)."""
+    sizes = [found[n].float().abs().mean() for n in names]
+    return options.l1 * torch.stack(sizes).sum() if sizes else torch.zeros(())
+
+
 @dataclass(frozen=True)
 class Objective:
     """The loss of one phase, from a batch; gradients reach the student alone."""
@@ -296,16 +308,12 @@ class WholeObjective(Objective):
         with torch.no_grad():
             pairs = (*targets.outputs, *features)
             wanted = self.teacher.run(fed.inputs, [p.teacher for p in pairs])
-        active = targets.activations if options.l1 else ()
         small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
-        found = self.student.run(small, [*(p.student for p in pairs), *active])
+        found = self.student.run(small, [*(p.student for p in pairs), *targets.activations])
         loss = output_loss(found, wanted, fed.labels, targets, options)
         if features:
             errors = [
                 mean_squared(found[p.student], wanted[p.teacher]) for p in features
             ]
             loss = loss + options.feature_weight * torch.stack(errors).mean()
-        if active:
-            sizes = [found[n].float().abs().mean() for n in active]
-            loss = loss + options.l1 * torch.stack(sizes).sum()
-        return loss
+        return loss + activity(found, targets.activations, options)

@@ -28,7 +28,7 @@ class Options:
     epochs: int = 0
     minutes: float | None = None
     batch: int = 0
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-4
     loss: Loss = "auto"
     temperature: float = 4.0

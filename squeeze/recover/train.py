@@ -21,6 +21,7 @@ from squeeze.recover.module import GraphModule
 from squeeze.recover.objective import (
     Objective,
     Targets,
+    activity,
     input_shapes,
     log_probabilities,
     output_loss,
@@ -246,7 +247,8 @@ class Trainer:
             if self.cursor.phase == len(self.phases) - 1:
                 allowed = 60 * minutes - self.cursor.phase_start
             return min(spent / max(allowed, 1e-9), 1.0)
-        return self.cursor.step / max(phase.epochs * len(self.setting.feed), 1)
+        steps = phase.epochs * len(self.setting.feed)
+        return self.cursor.step / steps if steps else 1.0
 
     def _finished(self, phase: Phase) -> bool:
         return self._done(phase) >= 1.0
@@ -387,8 +389,11 @@ class HeldOut:
         self, student: GraphModule, fed: Fed, wanted: Mapping[str, Tensor]
     ) -> dict[str, float]:
         small = resized(fed.inputs, input_shapes(student, fed.inputs))
-        found = student.run(small, [p.student for p in self._targets.outputs])
+        active = self._targets.activations
+        names = [*(p.student for p in self._targets.outputs), *active]
+        found = student.run(small, names)
         loss = output_loss(found, wanted, fed.labels, self._targets, self._options)
+        loss = loss + activity(found, active, self._options)
         result = {"loss": float(loss), "different": 0.0, "size": 0.0}
         for pair in self._targets.outputs:
             own, target = found[pair.student].double(), wanted[pair.teacher].double()

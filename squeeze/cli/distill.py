@@ -170,7 +170,11 @@ def _files(
         evaluation=given["eval_data"],
         input_shapes=options.shapes_of(given["input_shapes"]),
         images=_images(config.get("data", {})),
-        command=" ".join(["squeeze", *options._without_output(sys.argv[1:])]),
+        command=" ".join(
+            a
+            for a in ["squeeze", *options._without_output(sys.argv[1:])]
+            if a != "--resume"
+        ),
     )
 
 

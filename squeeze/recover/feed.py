@@ -146,7 +146,9 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     return (3, 1, 2) if shape[3] in (1, 3, 4) else None
 
 
-def augment(inputs: Mapping[str, Tensor], seed: tuple[int, ...]) -> Inputs:
+def augment(
+    inputs: Mapping[str, Tensor], seed: tuple[int, ...], mix: bool = True
+) -> Inputs:
     """Shift every image by up to an eighth of its size; mirror half of those in colour.
 
     Single-channel images (digits, X-rays, spectrograms) are seldom symmetric, and
@@ -162,11 +164,24 @@ def augment(inputs: Mapping[str, Tensor], seed: tuple[int, ...]) -> Inputs:
         int(np.random.SeedSequence(seed).generate_state(1)[0])
     )
     channels, height, width = axes
-    if min(x.shape[height], x.shape[width]) < SMALLEST:
-        return dict(inputs)
-    image = x if channels == 1 else x.permute(0, 3, 1, 2)
-    image = shifted(image, rng, mirror=image.shape[1] == 3)
-    return {names[0]: image if channels == 1 else image.permute(0, 2, 3, 1)}
+    if min(x.shape[height], x.shape[width]) >= SMALLEST:
+        image = x if channels == 1 else x.permute(0, 3, 1, 2)
+        image = shifted(image, rng, mirror=image.shape[1] == 3)
+        x = image if channels == 1 else image.permute(0, 2, 3, 1)
+    return {names[0]: mixed(x, rng) if mix else x}
+
+
+def mixed(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the samples blended with another one, up to equal parts.
+
+    The teacher says what a blend is: matching it between the samples as well is what
+    makes long distillation pay (Beyer et al. 2022, "function matching").
+    """
+    n = len(x)
+    share = torch.rand(n, generator=rng) / 2
+    share[torch.rand(n, generator=rng) < 0.5] = 0
+    share = share.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    return torch.lerp(x, x[torch.randperm(n, generator=rng)], share)
 
 
 def shifted(x: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:

@@ -56,6 +56,10 @@ def distill_files(
     Raises UsageError and SqueezeError before training wherever that is possible.
     """
     models.check_output(files.writes)
+    if resume and not files.checkpoint.is_file():
+        raise UsageError(
+            f"{files.checkpoint}: no checkpoint to resume from; run without --resume"
+        )
     if not resume and files.checkpoint.is_file():
         raise UsageError(
             f"{files.checkpoint}: left by an interrupted run; pass --resume to go on, "

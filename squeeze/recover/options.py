@@ -38,6 +38,7 @@ class Options:
     block_share: float = 0.1
     batch_norm: bool | None = None
     augment: bool = True
+    mix: bool = True
     device: Device = "auto"
     precision: Precision = "auto"
     patience: int | None = None

@@ -141,7 +141,8 @@ class Trainer:
             group["lr"] = options.learning_rate * schedule(done)
         if options.augment:
             seed = (options.seed, cursor.phase, cursor.step)
-            fed = Fed(augment(fed.inputs, seed), fed.labels)
+            mix = options.mix and not options.label_weight  # a blend has no label
+            fed = Fed(augment(fed.inputs, seed, mix), fed.labels)
         loss = self._gradients(phase, fed)
         if not math.isfinite(loss):
             cursor.stopped = (

@@ -35,7 +35,7 @@ class Options:
     feature_weight: float = 0.1
     label_weight: float = 0.0
     l1: float = 0.0
-    block_share: float = 0.1
+    block_share: float = 0.2
     batch_norm: bool | None = None
     augment: bool = True
     mix: bool = True

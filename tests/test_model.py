@@ -338,3 +338,52 @@ def test_failed_verification_leaves_the_old_file(net: Net, tmp_path: Path) -> No
         models.save(squeeze.load(path), path, refuse)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_past_the_limit_of_one_file_data_goes_beside(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model over protobuf's 2 GB is saved with external data (limit lowered here)."""
+    model = squeeze.load(net.save(tmp_path / "a.onnx"))
+    monkeypatch.setattr(models, "INLINE_LIMIT", 1000)
+    squeeze.save(model, tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx.data").stat().st_size > 1000
+    x = images(2, 3, 8, 8)
+    same = run(tmp_path / "a.onnx", x=x)[0] == run(tmp_path / "b.onnx", x=x)[0]
+    assert same.all()
+
+
+def test_simplified_models_keep_what_describes_them(net: Net, tmp_path: Path) -> None:
+    """onnxsim runs before a rewrite; metadata, names and opset survive it."""
+    model = net.model(opset=12)
+    helper.set_model_props(model, {"classes": "cat,dog"})
+    model.doc_string, model.producer_name = "what it is", "me"
+    onnx.save(model, tmp_path / "a.onnx")
+    squeeze.convert(
+        tmp_path / "a.onnx", "bottleneck", tmp_path / "b.onnx", keep_first=False
+    )
+    made = onnx.load(tmp_path / "b.onnx")
+    props = {p.key: p.value for p in made.metadata_props}
+    assert props["classes"] == "cat,dog"
+    assert props["squeeze.version"] == squeeze.__version__
+    assert (made.doc_string, made.producer_name) == ("what it is", "me")
+    assert made.opset_import[0].version == 12
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    assert [n.name for n in made.graph.node if n.op_type == "Gemm"] == ["gemm3"]
+
+
+def test_weights_of_big_files_are_mapped(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mapped weights are equal to the parsed ones, also after the file is replaced."""
+    wide = Net(["N", 64, 4, 4])
+    wide.conv(64, 64)
+    wide.conv(64, 64)
+    path = wide.save(tmp_path / "a.onnx")
+    plain = squeeze.load(path)
+    monkeypatch.setattr(models, "MAP_FROM", 1)
+    mapped = squeeze.load(path)
+    path.unlink()
+    for name, value in plain.graph.initializers.items():
+        other = mapped.graph.initializers[name].const_value
+        assert np.array_equal(value.const_value.numpy(), other.numpy())

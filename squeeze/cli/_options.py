@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +60,16 @@ def as_markdown(function: F) -> F:
     )(function)
 
 
+def as_html(function: F) -> F:
+    return click.option(
+        "--html",
+        "html",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Also write the report as one HTML page.",
+    )(function)
+
+
 def seed(function: F) -> F:
     return click.option(
         "--seed", default=0, show_default=True, help="Seed of everything random."
@@ -79,6 +90,7 @@ def rewriting(function: F) -> F:
         click.option("--no-simplify", is_flag=True, help="Don't run onnxsim first."),
         seed,
         input_shape,
+        as_html,
         as_markdown,
         as_json,
     ]
@@ -120,6 +132,38 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return value
+
+
+def report(
+    tables: Sequence[Any],
+    document: Callable[[], Mapping[str, Any]],
+    given: Mapping[str, Any],
+    title: str,
+) -> None:
+    """One report in the form asked for: tables, Markdown or JSON; HTML to a file."""
+    if given.get("html"):
+        from squeeze.report import html
+
+        html.write(given["html"], title, tables, _finite(document()))
+    if given["as_json"]:
+        print_json(document())
+    else:
+        print_tables(tables, given["as_markdown"])
+
+
+def images() -> Any:
+    """How images become inputs: `[data]` of squeeze.toml in the working directory."""
+    from squeeze.calibrate.data import Images
+    from squeeze.cli import _config
+
+    table = _config.read(Path.cwd()).get("data", {})
+    size = table.get("size")
+    return Images(
+        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
+        mean=tuple(table.get("mean", ())),
+        std=tuple(table.get("std", ())),
+        layout=table.get("layout", "nchw"),
+    )
 
 
 def print_tables(tables: Sequence[Any], as_markdown: bool) -> None:
@@ -180,10 +224,63 @@ def print_result(result: Any, given: Mapping[str, Any]) -> None:
     """A rewrite's report: tables, Markdown or JSON; warnings on stderr."""
     from squeeze.report import rewrites
 
-    if given["as_json"]:
-        print_json(rewrites.result_json(result))
-    else:
-        print_tables(rewrites.tables(result), given["as_markdown"])
+    report(
+        rewrites.tables(result),
+        lambda: rewrites.result_json(result),
+        given,
+        f"{Path(result.input).name}, rewritten",
+    )
     for warning in rewrites.warnings(result):
         if given["as_json"] or warning not in result.notes:
             click.echo(f"squeeze: {warning}", err=True)
+
+
+def fitting(function: F) -> F:
+    """--data and what goes with it, for what fits weights."""
+    options = [
+        click.option(
+            "--data",
+            metavar="DATA",
+            help="Samples to fit to: .npz, a folder, or python:module:function.",
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="How many of them to fit to, drawn by seed.",
+        ),
+        click.option(
+            "--eval-data",
+            metavar="DATA",
+            help="Samples to measure the result on. Default: the last fifth of --data.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@contextlib.contextmanager
+def fit_data(given: Mapping[str, Any]) -> Iterator[Any]:
+    """`FitData` from the options of `fitting`, with progress on a terminal."""
+    from squeeze.cli import _progress
+    from squeeze.rewrite.fit.source import FitData
+
+    with contextlib.ExitStack() as stack:
+        shown: dict[str, Callable[[float], None]] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()
+                shown[what] = stack.enter_context(_progress.bar(what))
+            shown[what](done / max(total, 1))
+
+        yield FitData(
+            data=given["data"],
+            samples=given["samples"],
+            evaluation=given["eval_data"],
+            images=images(),
+            seed=given["seed"],
+            progress=progress,
+        )

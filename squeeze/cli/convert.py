@@ -32,6 +32,13 @@ from squeeze.cli import _options as options
     help="Whether a max-pool behind a convolution becomes part of the block.",
 )
 @click.option("--allow-costlier", is_flag=True, help="Also where the block costs more.")
+@click.option(
+    "--fit",
+    type=click.Choice(["auto", "weights", "data", "none"]),
+    default="auto",
+    help="What new weights are fitted to. auto: --data if given, else the old weights.",
+)
+@options.fitting
 @options.rewriting
 def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> None:
     """Replace MODEL's standard convolutions by a block.
@@ -41,15 +48,18 @@ def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> No
     """
     from squeeze.rewrite.convert import convert
 
-    result = convert(
-        model,
-        to,
-        settings=options.assignments(settings),
-        only=given["only"],
-        skip=given["skip"],
-        keep_first=given["keep_first"],
-        pool=given["pool"],
-        allow_costlier=given["allow_costlier"],
-        options=options.run_options(model, Path(to).stem, given),
-    )
+    with options.fit_data(given) as data:
+        result = convert(
+            model,
+            to,
+            settings=options.assignments(settings),
+            only=given["only"],
+            skip=given["skip"],
+            keep_first=given["keep_first"],
+            pool=given["pool"],
+            allow_costlier=given["allow_costlier"],
+            fit=given["fit"],
+            data=data,
+            options=options.run_options(model, Path(to).stem, given),
+        )
     options.print_result(result, given)

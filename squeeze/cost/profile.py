@@ -13,6 +13,7 @@ import onnx_ir as ir
 from squeeze import model as models
 from squeeze import shapes as shaping
 from squeeze.cost import ops
+from squeeze.cost.memory import RuntimePeak, peak_activation_bytes, runtime_peak
 from squeeze.model import node_name
 from squeeze.shapes import InputShapes, Shapes
 
@@ -62,6 +63,7 @@ class Profile:
     layers: tuple[Layer, ...]
     input_shapes: dict[str, tuple[int, ...]]
     peak_layer: str
+    runtime_peak: RuntimePeak
 
 
 def profile(
@@ -93,7 +95,8 @@ def profile(
         uncounted_ops=tuple(sorted(uncounted)),
     )
     name = str(source.path) if source else model.graph.name or "model"
-    return Profile(name, totals, layers, dict(shapes.inputs), where)
+    runtime = runtime_peak(model.graph, shapes)
+    return Profile(name, totals, layers, dict(shapes.inputs), where, runtime)
 
 
 def count(nodes: Iterable[ir.Node], shapes: Shapes) -> tuple[int, int, int]:
@@ -183,56 +186,3 @@ def _weights(node: ir.Node, seen: set[ir.Value]) -> Iterable[ir.Value]:
         ):
             seen.add(value)
             yield value
-
-
-# -- memory -------------------------------------------------------------------------
-
-
-def value_bytes(value: ir.Value, shapes: Shapes) -> int:
-    """Bytes of a value's elements; 0 where its shape or type is unknown."""
-    shape, dtype = shapes.of(value), shapes.dtype(value)
-    if shape is None or dtype is None or dtype == ir.DataType.STRING:
-        return 0
-    return (prod(shape) * dtype.bitwidth + 7) // 8
-
-
-def last_uses(nodes: list[ir.Node]) -> dict[ir.Value, int]:
-    """Index of the last node that reads each value, uses inside bodies included."""
-    last: dict[ir.Value, int] = {}
-    for index, node in enumerate(nodes):
-        for value in _reads(node):
-            last[value] = index
-    return last
-
-
-def _reads(node: ir.Node) -> Iterable[ir.Value]:
-    yield from (v for v in node.inputs if v is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph():
-                yield from _reads(inner)
-
-
-def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
-    """The largest sum of live activations, in the graph's order, and the node there.
-
-    At each node: inputs of the graph, intermediates and outputs still needed, and the
-    node's outputs. Nothing is reused in place; weights are not counted.
-    """
-    nodes = list(graph)
-    last = last_uses(nodes)
-    end = len(nodes)
-    last.update(dict.fromkeys(graph.outputs, end))
-    live = sum(value_bytes(v, shapes) for v in graph.inputs if v in last)
-    dying: dict[int, list[ir.Value]] = {}
-    for value, index in last.items():
-        if value.const_value is None:
-            dying.setdefault(index, []).append(value)
-    peak, where = live, ""
-    for index, node in enumerate(nodes):
-        live += sum(value_bytes(v, shapes) for v in node.outputs)
-        if live > peak:
-            peak, where = live, node_name(node)
-        live -= sum(value_bytes(v, shapes) for v in dying.get(index, ()))
-        live -= sum(value_bytes(v, shapes) for v in node.outputs if v not in last)
-    return peak, where

@@ -1,17 +1,41 @@
-"""Latency in onnxruntime, two models side by side."""
+"""Latency in onnxruntime: several models in turn, in one process.
+
+Time is taken in rounds. Each round makes fresh sessions, warms them up, and runs the
+models in turns (A B A B …), a slice of back-to-back runs each. Slices, because a
+session's threads go on spinning for some 30 ms after a run, and because another
+model's weights push its own out of the caches: single runs in turn would time the
+neighbour. What is timed is what plain back-to-back timing with onnxruntime's defaults
+gives.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from squeeze.errors import SqueezeError
 from squeeze.measure import session
 from squeeze.measure.inputs import Feeds, random_feeds
-from squeeze.measure.session import Session
+from squeeze.measure.session import CPU, Session
+from squeeze.measure.statistics import ratio_interval
 from squeeze.shapes import Shapes
+
+Array = np.ndarray
+Progress = Callable[[float], None]  # share done, from 0 to 1
+
+ROUNDS = 8  # fresh sessions per model, where making them is quick
+LEAST_ROUNDS = 4
+SLICES = 4  # turns per round
+LEAST_SLICES = 2
+SLICE_SECONDS = 0.01  # least, where a run is shorter
+SPIN_SECONDS = 0.04  # how long a session's threads spin on, about
+STABLE = 0.97  # a model is warm when its time falls by less
+SETTLED = 0.2  # threads are at rest below this share of one core
+NOISY = 1.5  # 95 % quantile ÷ median from which a machine is called noisy
 
 
 @dataclass(frozen=True)
@@ -25,40 +49,240 @@ class Latency:
     ratio_high: float
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model to time on its inputs."""
+
+    path: Path
+    feeds: Feeds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to time. `runs`, per model, beats `seconds`, for all models."""
+
+    seconds: float = 10.0
+    runs: int | None = None
+    threads: int = 0
+    provider: str = CPU
+    seed: int = 0
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model's times: milliseconds over all timed runs of all rounds."""
+
+    model: str
+    median_ms: float
+    min_ms: float
+    p5_ms: float
+    p95_ms: float
+    runs: int
+
+    @property
+    def noisy(self) -> bool:
+        return self.p95_ms > NOISY * self.median_ms
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A model's time ÷ the baseline's, with its interval at `level`."""
+
+    ratio: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def verdict(self) -> str:
+        """`faster` or `slower` where the interval excludes 1."""
+        if self.high < 1:
+            return "faster"
+        return "slower" if self.low > 1 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Timings in the order of the candidates; the first one is the baseline."""
+
+    timings: tuple[Timing, ...]
+    ratios: tuple[Ratio, ...]  # of every candidate but the first, to the first
+    rounds: int
+
+
 def side_by_side(
     before: Path,
     after: Path,
     before_shapes: Shapes,
     after_shapes: Shapes,
     seed: int = 0,
-    seconds: float = 2.0,
+    seconds: float = 3.0,
 ) -> Latency:
     """Time two models in turn (A B A B …) in this process, about `seconds` in all."""
-    sessions = [session.create(before), session.create(after)]
-    shapes = (before_shapes.inputs, after_shapes.inputs)
-    feeds = [random_feeds(s, i, seed) for s, i in zip(sessions, shapes, strict=True)]
-    pairs = list(zip(sessions, feeds, strict=True))
-    for _ in range(3):
-        warm = sum(_once(s, f) for s, f in pairs)
-    runs = int(np.clip(seconds / max(warm, 1e-6), 5, 1000))
-    times = np.array([[_once(s, f) for s, f in pairs] for _ in range(runs)])
-    low, high = ratio_interval(times, seed)
-    a, b = np.median(times, axis=0)
-    return Latency(a * 1e3, b * 1e3, float(b / a), low, high)
+    candidates = [
+        Candidate(path, feeds_for(path, shapes, seed))
+        for path, shapes in ((before, before_shapes), (after, after_shapes))
+    ]
+    found = bench(candidates, Settings(seconds=seconds, seed=seed))
+    (ratio,) = found.ratios
+    a, b = (timing.median_ms for timing in found.timings)
+    return Latency(a, b, ratio.ratio, ratio.low, ratio.high)
 
 
-def _once(runner: Session, feeds: Feeds) -> float:
+def feeds_for(path: Path, shapes: Shapes, seed: int = 0) -> Feeds:
+    """Random inputs for the model at `path`."""
+    runner = session.open_model(path, optimize=False)
+    return random_feeds(runner, shapes.inputs, seed)
+
+
+def bench(
+    candidates: Sequence[Candidate],
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Bench:
+    """Time every candidate, and compare all others with the first.
+
+    Raises SqueezeError where a model can't be loaded or fails at run time.
+    """
+    settings = settings or Settings()
+    times = measure(candidates, settings, progress)
+    timings = [
+        _timing(c.path, rounds) for c, rounds in zip(candidates, times, strict=True)
+    ]
+    ratios = [
+        Ratio(
+            *ratio_interval(times[0], t, settings.level, settings.seed), settings.level
+        )
+        for t in times[1:]
+    ]
+    return Bench(tuple(timings), tuple(ratios), len(times[0]))
+
+
+def _timing(path: Path, rounds: Sequence[Sequence[Array]]) -> Timing:
+    runs = np.concatenate([one for slices in rounds for one in slices]) * 1e3
+    low, middle, high = np.quantile(runs, [0.05, 0.5, 0.95])
+    return Timing(
+        str(path), float(middle), float(runs.min()), float(low), float(high), len(runs)
+    )
+
+
+# -- taking times -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A candidate with a session, warmed up: seconds per run, and runs per slice."""
+
+    candidate: Candidate
+    runner: Session
+    seconds: float
+    count: int
+
+    def slice(self) -> Array:
+        """Seconds of `count` runs, back to back."""
+        _settle()
+        if self.count > 1:  # caches and threads as in the middle of a loop
+            _times(self.runner, self.candidate, 2)
+        return _times(self.runner, self.candidate, self.count)
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> list[list[list[Array]]]:
+    """Seconds per run: by candidate, round and slice."""
+    if not candidates:
+        raise SqueezeError("no model to time")
+    found: list[list[list[Array]]] = [[] for _ in candidates]
     start = time.perf_counter()
-    runner.run(None, feeds)
-    return time.perf_counter() - start
+    slots = _open(candidates, settings)
+    made = time.perf_counter() - start
+    rounds = int(np.clip(settings.seconds / max(made, 1e-9), LEAST_ROUNDS, ROUNDS))
+    for index in range(rounds):
+        if index:
+            del slots  # two rounds' sessions would be twice the memory
+            slots = _open(candidates, settings)
+        turns = _turns(slots, settings, rounds)
+        for each in found:
+            each.append([])
+        for turn in range(turns):
+            order = list(enumerate(slots))
+            for position, slot in order if turn % 2 == 0 else order[::-1]:
+                found[position][-1].append(slot.slice())
+            if progress is not None:
+                progress((index + (turn + 1) / turns) / rounds)
+    return found
 
 
-def ratio_interval(
-    times: np.ndarray, seed: int, draws: int = 1000
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the ratio of medians; `times` is (runs, 2)."""
-    rng = np.random.default_rng(seed)
-    picked = times[rng.integers(0, len(times), (draws, len(times)))]
-    a, b = np.moveaxis(np.median(picked, axis=1), -1, 0)
-    low, high = np.quantile(b / a, [0.025, 0.975])
-    return float(low), float(high)
+def _turns(slots: Sequence[_Slot], settings: Settings, rounds: int) -> int:
+    """Slices per model and round: from the runs asked for, else from the seconds."""
+    if settings.runs is not None:
+        least = min(slot.count for slot in slots)
+        return max(1, -(-settings.runs // (rounds * least)))
+    whole = sum(slot.count * slot.seconds for slot in slots)
+    return int(np.clip(settings.seconds / rounds / whole, LEAST_SLICES, SLICES))
+
+
+def _open(candidates: Sequence[Candidate], settings: Settings) -> list[_Slot]:
+    """Fresh sessions, one alive per model, each run until its time is stable."""
+    slots = []
+    for candidate in candidates:
+        runner = session.open_model(
+            candidate.path, threads=settings.threads, provider_name=settings.provider
+        )
+        share = _slice_seconds(settings, len(candidates))
+        each = _warm_up(runner, candidate, limit=5 * share)
+        count = int(np.clip(share / each, 1, 10_000))
+        if settings.runs is not None:
+            count = int(np.clip(settings.runs // (ROUNDS * SLICES), 1, count))
+        slots.append(_Slot(candidate, runner, each, count))
+    return slots
+
+
+def _slice_seconds(settings: Settings, models: int) -> float:
+    """What a slice may take, its waiting for idle threads left out."""
+    waiting = SPIN_SECONDS if settings.threads != 1 and models > 1 else 0.0
+    share = settings.seconds / (ROUNDS * SLICES * models) - waiting
+    return max(share, SLICE_SECONDS)
+
+
+def _warm_up(runner: Session, candidate: Candidate, limit: float) -> float:
+    """Run until five runs are no faster than the five before; seconds per run.
+
+    At most about `limit` seconds: a model that takes longer is warm after two runs.
+    """
+    start = time.perf_counter()
+    _times(runner, candidate, 1)
+    last = float(_times(runner, candidate, 1)[0])
+    while time.perf_counter() - start < limit:
+        now = float(np.median(_times(runner, candidate, 5 if 10 * last < limit else 1)))
+        if now > STABLE * last:
+            break
+        last = now
+    return max(last, 1e-7)
+
+
+def _times(runner: Session, candidate: Candidate, count: int) -> Array:
+    """Seconds of each of `count` runs."""
+    clock, run, feeds = time.perf_counter, runner.run, candidate.feeds
+    times = np.empty(count)
+    try:
+        for index in range(count):
+            start = clock()
+            run(None, feeds)
+            times[index] = clock() - start
+    except Exception as error:  # onnxruntime raises many kinds
+        raise session.failed(error, candidate.path, runner) from error
+    return times
+
+
+def _settle(limit: float = 0.1) -> None:
+    """Wait until no thread of this process works: a session's threads spin on."""
+    end = time.perf_counter() + limit
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.002)
+        if time.process_time() - before < SETTLED * 0.002:
+            return

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from squeeze.cost.device import Prediction
 from squeeze.cost.profile import Layer, Profile, Totals
+from squeeze.report import devices
 from squeeze.report.table import Column, Table, bar, dims, ratio, share, si, size
 
 SCHEMA = 1
@@ -17,11 +19,16 @@ def totals_json(totals: Totals) -> dict[str, Any]:
     return {**asdict(totals), "uncounted_ops": list(totals.uncounted_ops)}
 
 
-def profile_json(profile: Profile) -> dict[str, Any]:
-    """DESIGN: `squeeze profile --json`."""
+def profile_json(
+    profile: Profile, prediction: Prediction | None = None
+) -> dict[str, Any]:
+    """DESIGN: `squeeze profile --json`; a prediction adds times in seconds."""
     layers = []
-    for layer in profile.layers:
-        row = {**asdict(layer), "bottleneck": layer.bottleneck}
+    times = (
+        devices.layers_json(prediction) if prediction else [{}] * len(profile.layers)
+    )
+    for layer, time in zip(profile.layers, times, strict=True):
+        row = {**asdict(layer), "bottleneck": layer.bottleneck, **time}
         layers.append(
             {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
         )
@@ -30,7 +37,11 @@ def profile_json(profile: Profile) -> dict[str, Any]:
         "model": profile.model,
         **totals_json(profile.totals),
         "peak_layer": profile.peak_layer,
+        "runtime_peak_bytes": profile.runtime_peak.bytes,
+        "runtime_peak_layer": profile.runtime_peak.layer,
+        "reused_in_place": list(profile.runtime_peak.in_place),
         "input_shapes": {k: list(v) for k, v in profile.input_shapes.items()},
+        "prediction": devices.prediction_json(prediction) if prediction else None,
         "layers": layers,
     }
 
@@ -50,6 +61,15 @@ def totals_table(profile: Profile) -> Table:
             f"{t.peak_activation_bytes:,} B, at {profile.peak_layer or 'the inputs'}",
         ),
     ]
+    runtime = profile.runtime_peak
+    rows.append(
+        (
+            "with reuse",
+            size(runtime.bytes),
+            f"{runtime.bytes:,} B, at {runtime.layer or 'the inputs'}, as onnxruntime "
+            f"needs it: {len(runtime.in_place)} nodes work in place",
+        )
+    )
     inputs = ", ".join(f"{k} {dims(v)}" for k, v in profile.input_shapes.items())
     notes = [uncounted_note(t)] if t.uncounted_ops else []
     columns = [Column("", "left"), Column("total"), Column("exactly", "left")]

@@ -109,6 +109,15 @@ def size(nbytes: float) -> str:
     return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
+def milliseconds(value: float) -> str:
+    """A time with three digits: 850 µs, 12.3 ms, 1.20 s."""
+    if abs(value) >= 1000:
+        return f"{value / 1000:.3g} s"
+    if abs(value) < 0.9995 and value:
+        return f"{value * 1000:.3g} µs"
+    return f"{value:.3g} ms"
+
+
 def share(part: float, whole: float) -> str:
     """A percentage with one decimal."""
     return f"{100 * part / whole:.1f} %" if whole else "–"

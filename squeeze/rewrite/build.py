@@ -421,6 +421,12 @@ def _fitting_pads(
 
 def graft(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
     """Replace the site's nodes by the fragment; the output value keeps its name."""
+    attach(graph, site, fragment)
+    settle(graph, site, fragment)
+
+
+def attach(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
+    """Put the fragment beside the site: it reads the same input, nothing reads it."""
     taken = {v.name for v in graph.initializers.values()}
     nodes = list(graph)
     taken |= {v.name for n in nodes for v in n.outputs} | {v.name for v in graph.inputs}
@@ -429,9 +435,15 @@ def graft(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
     for value in fragment.weights:
         graph.register_initializer(value)
     fragment.input.replace_all_uses_with(site.input)
+    graph.insert_after(site.nodes[-1], fragment.nodes)
+
+
+def settle(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
+    """Let an attached fragment take the site's place."""
     old = site.nodes
     inputs = [v for node in old for v in node.inputs if v is not None]
     last = old[-1]
+    graph.remove(fragment.nodes)
     ir.convenience.replace_nodes_and_values(
         graph, last, old, fragment.nodes, [last.outputs[0]], [fragment.output]
     )

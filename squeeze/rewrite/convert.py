@@ -12,17 +12,21 @@ from typing import Literal
 import onnx_ir as ir
 
 from squeeze.cost.profile import count
-from squeeze.errors import RuleError
+from squeeze.errors import RuleError, UsageError
 from squeeze.rewrite import blocks, sites
 from squeeze.rewrite.blocks import Param, Rule
 from squeeze.rewrite.build import Fragment, Refused, build, graft
 from squeeze.rewrite.expressions import Value
+from squeeze.rewrite.fit import blocks as blocks_fit
+from squeeze.rewrite.fit import source, waves
+from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.plan import Change, Cost, Outcome, Result, named, selector
 from squeeze.rewrite.run import Options, run
 from squeeze.rewrite.sites import Candidate, Site
 from squeeze.shapes import Shapes
 
 UNFITTED = "new weights are not fitted"
+Fit = Literal["auto", "weights", "data", "none"]
 FINEST = 100  # parameters are searched in hundredths
 
 
@@ -68,11 +72,14 @@ def convert(
     keep_first: bool | None = None,
     pool: Literal["keep", "absorb"] | None = None,
     allow_costlier: bool = False,
+    fit: Fit = "auto",
+    data: FitData | None = None,
     options: Options | None = None,
 ) -> Result:
     """Replace standard convolutions by the block `to` (a name, or a .toml's path).
 
     Writes to `output` if one is given; the rewritten model is in the result as well.
+    New weights are fitted to `data` where there is any, else to the old weights.
     Raises UsageError for an unknown block or parameter, RuleError for a bad rule.
     """
     rule = blocks.load(to)
@@ -89,18 +96,94 @@ def convert(
         allow_costlier=allow_costlier,
         seed=options.seed,
     )
-    return run(model, lambda m, shapes: apply(m, shapes, choice), options)
+    data = data or FitData()
+    if fit == "data" and data.data is None:
+        raise UsageError("--fit data needs data to fit to; pass --data")
+    used = fit if fit != "auto" else ("weights" if data.data is None else "data")
+    return run(
+        model,
+        lambda m, shapes: apply(m, shapes, choice, used, data),
+        options,
+        data.fidelity,
+    )
 
 
-def apply(model: ir.Model, shapes: Shapes, choice: Choice) -> Outcome:
-    """Plan every convolution, then put the accepted blocks in."""
+def apply(
+    model: ir.Model,
+    shapes: Shapes,
+    choice: Choice,
+    fit: Fit = "none",
+    data: FitData | None = None,
+) -> Outcome:
+    """Plan every convolution, then put the accepted blocks in, fitted as asked."""
     planned = plan(model, shapes, choice)
-    for one in planned:
-        if one.fragment is not None and one.site is not None:
+    taken = [p for p in planned if p.fragment is not None and p.site is not None]
+    fitted: dict[str, Refit] = {}
+    notes: list[str] = []
+    if data is not None and data.data is not None:
+        data.open(model, shapes)  # the result is measured on it, whatever is fitted
+    if fit == "data" and taken:
+        assert data is not None
+        fitted, notes = _fitted(model, shapes, taken, data)
+    else:
+        for one in taken:
+            assert one.site is not None and one.fragment is not None
+            if fit == "weights":
+                begun = blocks_fit.start(one.site, one.fragment)
+                fitted[one.site.name] = Refit(begun.method)
             graft(model.graph, one.site, one.fragment)
-    changes = [one.change for one in planned]
-    notes = [UNFITTED] if any(c.applied for c in changes) else []
+        if taken:
+            notes = [_weights_note(fitted)]
+    changes = [
+        replace(
+            one.change,
+            fit_error=fitted[one.change.site].error,
+            details={**one.change.details, "fit": fitted[one.change.site].method},
+        )
+        if one.change.applied and one.change.site in fitted
+        else one.change
+        for one in planned
+    ]
     return Outcome(model, changes, notes)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How a site's weights were found, and their relative error on held-out rows."""
+
+    method: str
+    error: float | None = None
+
+
+def _fitted(
+    model: ir.Model, shapes: Shapes, taken: Sequence[Planned], data: FitData
+) -> tuple[dict[str, Refit], list[str]]:
+    calibration = data.calibration(model, shapes)
+    original = model.clone()
+    tasks = []
+    for one in taken:
+        assert one.site is not None and one.fragment is not None
+        begun = blocks_fit.start(one.site, one.fragment)
+        tasks.append(blocks_fit.BlockTask(one.site, one.fragment, begun, original))
+    waves.run(original, model, tasks, calibration, shapes.inputs)
+    found = {}
+    for task in tasks:
+        method = task.fitted.method if task.fitted else task.begun.method
+        error = task.fitted.error if task.fitted else None
+        found[task.name] = Refit(method or "not fitted", error)
+    notes = [source.described(calibration)]
+    if unmatched := [t.name for t in tasks if t.fitted is None]:
+        notes.append(f"not fitted to data: {', '.join(unmatched)}")
+    notes += [t.warning for t in tasks if t.warning]
+    return found, notes
+
+
+def _weights_note(fitted: Mapping[str, Refit]) -> str:
+    if not fitted:
+        return UNFITTED
+    exact = sum(f.method == "closed form" for f in fitted.values())
+    text = f"fitted to the old weights alone ({exact} of {len(fitted)} in closed form)"
+    return f"{text}; --data fits to what the layers see"
 
 
 def plan(model: ir.Model, shapes: Shapes, choice: Choice) -> list[Planned]:

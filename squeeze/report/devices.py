@@ -1,0 +1,85 @@
+"""Predicted times as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from squeeze.cost.device import LayerTime, Prediction
+from squeeze.report.table import Column, Table, bar, milliseconds, share, size
+
+
+def prediction_json(found: Prediction) -> dict[str, Any]:
+    """Totals of a prediction, in seconds; its layers go into the profile's."""
+    return {
+        "device": asdict(found.device),
+        "total_s": found.total_s,
+        "compute_s": sum(layer.compute_s for layer in found.layers),
+        "movement_s": sum(layer.movement_s for layer in found.layers),
+        "moved_bytes": sum(layer.moved_bytes for layer in found.layers),
+        "dominating": [layer.name for layer in found.dominating()],
+    }
+
+
+def layers_json(found: Prediction) -> list[dict[str, Any]]:
+    """One object per layer, without the name and op that the profile has."""
+    rows = [asdict(layer) for layer in found.layers]
+    return [{k: v for k, v in r.items() if k not in ("name", "op")} for r in rows]
+
+
+def prediction_table(found: Prediction, top: int | None = None) -> Table:
+    """Time per layer, what binds it, and where the internal memory is exceeded."""
+    columns = [
+        Column("layer", "left"),
+        Column("op", "left"),
+        Column("compute"),
+        Column("moved"),
+        Column("movement"),
+        Column("time"),
+        Column("share"),
+        Column("", "left"),
+        Column("binds", "left"),
+        Column("held"),
+    ]
+    layers: Iterable[LayerTime] = found.layers
+    if top is not None:
+        layers = sorted(layers, key=lambda layer: -layer.time_s)[:top]
+    longest = max((layer.time_s for layer in found.layers), default=0.0)
+    rows = [
+        [
+            layer.name,
+            layer.op,
+            milliseconds(layer.compute_s * 1e3),
+            size(layer.moved_bytes),
+            milliseconds(layer.movement_s * 1e3),
+            milliseconds(layer.time_s * 1e3),
+            share(layer.time_s, found.total_s),
+            bar(layer.time_s, longest),
+            layer.binds,
+            size(layer.held_bytes) + (" !" if layer.exceeded else ""),
+        ]
+        for layer in layers
+    ]
+    return Table(_title(found), columns, rows, _notes(found))
+
+
+def _title(found: Prediction) -> str:
+    device = found.device
+    time = milliseconds(found.total_s * 1e3)
+    return f"{time} predicted on {device.name}: {device.description or 'your device'}"
+
+
+def _notes(found: Prediction) -> list[str]:
+    dominating = found.dominating()
+    part = sum(layer.time_s for layer in dominating)
+    notes = [
+        f"{len(dominating)} of {len(found.layers)} layers take "
+        f"{share(part, found.total_s)} of the time: "
+        + ", ".join(layer.name for layer in dominating[:5])
+        + (" …" if len(dominating) > 5 else "")
+    ]
+    if any(layer.exceeded for layer in found.layers):
+        limit = size(found.device.internal_memory)
+        notes.append(f"! more than the internal memory of {limit}")
+    return notes

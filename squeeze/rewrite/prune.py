@@ -1,0 +1,502 @@
+"""Prune: take out the channels that matter least, and repair what that broke."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from squeeze import model as models
+from squeeze.calibrate.data import Data, Images, Split, open_data, split
+from squeeze.cost import profile
+from squeeze.errors import SqueezeError, UsageError, nearest
+from squeeze.measure import latency
+from squeeze.measure.fidelity import Fidelity, held_out
+from squeeze.rewrite import criteria
+from squeeze.rewrite.channels import changes as views
+from squeeze.rewrite.channels import choose, prepare, trace
+from squeeze.rewrite.channels.choose import Cell, Floors
+from squeeze.rewrite.channels.exact import exact, fold_constants
+from squeeze.rewrite.channels.trace import Array, Family, Trace
+from squeeze.rewrite.plan import Change, Outcome, Result, selector
+from squeeze.rewrite.refit import Network, Refitted, refit
+from squeeze.rewrite.run import Options, run
+from squeeze.shapes import Shapes
+
+LATENCY_TRIALS = 7
+SAMPLES = 512
+MAX_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An amount: a share of what there is, or so many."""
+
+    value: Fraction
+    is_share: bool
+
+    def of(self, whole: float) -> float:
+        return (
+            float(self.value * Fraction(whole)) if self.is_share else float(self.value)
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Data to look at and refit on, and how much of it."""
+
+    data: str | Path | Mapping[str, Any] | None = None
+    evaluation: str | Path | None = None
+    count: int | None = None
+    images: Images | None = None
+
+    def open(
+        self, model: ir.Model, shapes: Shapes, seed: int, counting: bool = False
+    ) -> Split | None:
+        """Calibration and evaluation. To count exactly, all of the data is looked at."""
+        if self.data is None:
+            return None
+        found = open_data(self.data, model, shapes, self.images)
+        if counting and self.count is None:
+            text = (
+                f"all {len(found)} samples of {found.name}, nothing is fitted to them"
+            )
+            return Split(found, found, text)
+        held = None
+        if self.evaluation is not None:
+            held = open_data(self.evaluation, model, shapes, self.images)
+        return split(found, self.count or SAMPLES, seed, held)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune. One of threshold, ratio, macs, params, latency; or by="outlier"."""
+
+    by: str | None = None
+    threshold: Limit | None = None
+    ratio: Fraction | None = None
+    macs: Limit | None = None
+    params: Limit | None = None
+    latency: Limit | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    min_channels: int = 1
+    round_to: int | None = None
+    refit: bool = True
+    rounds: int = 1
+    distort: float = 0.0
+    attention: str = "dims"
+
+    @property
+    def targets(self) -> list[str]:
+        names = ("threshold", "ratio", "macs", "params", "latency")
+        return [n for n in names if getattr(self, n) is not None]
+
+    @property
+    def criterion(self) -> str:
+        """The one asked for; else the best that the target and the data allow."""
+        return self.by or ("activations" if self.threshold is not None else "")
+
+    @property
+    def floors(self) -> Floors:
+        default = 8 if {"macs", "params", "latency"} & set(self.targets) else 1
+        return Floors(self.min_channels, self.round_to or default)
+
+
+def prune(
+    model: ir.Model | str | os.PathLike[str],
+    plan: Plan,
+    samples: Samples | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Prune a model to `plan`, refit on `samples`, and report.
+
+    Raises UsageError where the plan asks for nothing or lacks data, SqueezeError where
+    the target can't be reached.
+    """
+    samples, options = samples or Samples(), options or Options()
+    plan = _checked(plan, samples)
+    if not isinstance(model, ir.Model):
+        model = models.load(Path(model))
+    state = _State(plan, samples, options.seed)
+    return run(model, state.transform, options, state.fidelity)
+
+
+def _checked(plan: Plan, samples: Samples) -> Plan:
+    if plan.by is not None and plan.by not in criteria.TABLE:
+        raise UsageError(f"no criterion {plan.by!r}{nearest(plan.by, criteria.TABLE)}")
+    if len(plan.targets) > 1:
+        raise UsageError(f"--{' and --'.join(plan.targets)}: choose one of them")
+    if not plan.targets and plan.by != "outlier":
+        raise UsageError(
+            "say how much to prune: --threshold 0, --ratio 0.5, --macs 50%, --params or "
+            "--latency 80%; or --explain to see what could go"
+        )
+    if samples.data is None:
+        needing = criteria.TABLE.get(plan.criterion)
+        if needing is not None and needing.needs_data:
+            raise UsageError(
+                f"--by {plan.criterion} counts on data: pass --data, "
+                "or --by l1 or l2, which need none"
+            )
+    if not plan.criterion:
+        plan = replace(plan, by="energy" if samples.data is not None else "l2")
+    return plan
+
+
+@dataclass
+class _State:
+    """One pruning: what `run` calls back into."""
+
+    plan: Plan
+    samples: Samples
+    seed: int
+    split: Split | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def fidelity(self, before: Path, after: Path) -> Fidelity | None:
+        if self.split is None:
+            return None
+        return held_out(self.split.evaluation, self.split.described)(before, after)
+
+    def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
+        self.split = self.samples.open(model, shapes, self.seed, self._exactly)
+        prepared = prepare(model, shapes)
+        original = Network(prepared.model.clone(), prepared.shapes)
+        found = trace(prepared, self.plan.attention)
+        goal = self._goal(found, model)
+        all_changes: list[Change] = []
+        for number in range(self._rounds):
+            if number:
+                prepared = prepare(model, shapes)
+                if self.plan.distort:
+                    self._distort(model, number)
+                    self._repair(original, Network(model, shapes), all_changes, masks)
+                found = trace(prepared, self.plan.attention)
+            keep = goal(found)
+            if number and keep.all():
+                break
+            reason = selector(self.plan.only, self.plan.skip)
+            shapes, changes, kept = views.apply(found, keep, "prune", reason)
+            masks = kept if not number else _composed(masks, kept)
+            all_changes = views.merged(all_changes, changes) if number else changes
+            if self._refits(keep):
+                all_changes = self._repair(
+                    original, Network(model, shapes), all_changes, masks
+                )
+        self._report(found, all_changes, original, Network(model, shapes))
+        return Outcome(model, all_changes, self.notes)
+
+    @property
+    def _exactly(self) -> bool:
+        """Whether only what changes no output may go."""
+        zero = self.plan.threshold is not None and self.plan.threshold.value == 0
+        return zero and self.plan.criterion == "activations"
+
+    @property
+    def _rounds(self) -> int:
+        cyclic = self.plan.threshold is not None or self.plan.by == "outlier"
+        return min(self.plan.rounds, MAX_ROUNDS) if cyclic else 1
+
+    # -- what goes -----------------------------------------------------------------
+
+    def _goal(self, found: Trace, model: ir.Model) -> Callable[[Trace], Array]:
+        """A function from a trace to the mask of what stays."""
+        plan = self.plan
+        if plan.threshold is not None and plan.criterion == "activations":
+            return self._by_count
+        if plan.threshold is not None:
+            return self._by_score
+        if plan.by == "outlier":
+            return self._outliers
+        if plan.ratio is not None:
+            kept = choose.share(1 - plan.ratio, plan.floors.round_to)
+            least = plan.min_channels
+            return lambda t: choose.thin(
+                t,
+                self._families(t),
+                self._scores(t),
+                lambda n: max(kept(n), min(n, least)),
+            )
+        return self._to_target
+
+    def _families(self, found: Trace) -> list[Family]:
+        """Families that --only and --skip leave: a family goes whole or not at all."""
+        return choose.selected(found, selector(self.plan.only, self.plan.skip))
+
+    def _context(self, found: Trace) -> criteria.Context:
+        data = self.split.calibration if self.split else None
+        return criteria.Context(found, found.model, found.shapes, data, self.seed)
+
+    def _scores(self, found: Trace) -> Array:
+        return criteria.TABLE[self.plan.criterion].score(self._context(found))
+
+    def _only_these(self, found: Trace, keep: Array, scores: Array) -> Array:
+        """Undo what lies outside the chosen families or below the floors."""
+        kept = found.full.copy()
+        for family in self._families(found):
+            for cell in choose.cells(found, family):
+                kept[cell.units] = keep[cell.units]
+                self._floor(kept, cell, scores)
+        return choose.refill(found, kept, scores)
+
+    def _floor(self, keep: Array, cell: Cell, scores: Array) -> None:
+        count = int(keep[cell.units].sum())
+        least = (
+            self.plan.floors.count(count, cell) if count < len(cell.units) else count
+        )
+        if least > count:
+            gone = cell.units[~keep[cell.units]]
+            order = np.argsort(-scores[gone], kind="stable")
+            keep[gone[order[: least - count]]] = True
+
+    def _by_count(self, found: Trace) -> Array:
+        """Units whose count of activations is at or below the threshold (thesis §2.2.2).
+
+        At 0 only what changes no output: see `channels.exact`.
+        """
+        assert self.split is not None
+        assert self.plan.threshold is not None
+        limit = self.plan.threshold
+        if self._exactly:
+            safe = exact(found, self.split.calibration)
+            scores = (~safe.removable).astype(float)
+            keep = self._only_these(found, ~safe.removable, scores)
+            fold_constants(found, keep, safe)
+            return keep
+        context = self._context(found)
+        counts = (criteria.shares if limit.is_share else criteria.counts)(context)
+        return self._only_these(found, counts > float(limit.value), counts)
+
+    def _by_score(self, found: Trace) -> Array:
+        scores = self._scores(found)
+        assert self.plan.threshold is not None
+        limit = self.plan.threshold
+        keep = found.full.copy()
+        for family in found.families:
+            top = float(scores[family.units].max())
+            keep[family.units] = scores[family.units] > limit.of(top)
+        return self._only_these(found, keep, scores)
+
+    def _outliers(self, found: Trace) -> Array:
+        """Units below mean − 2·std over their layer's units (thesis §2.2.3)."""
+        scores = self._scores(found)
+        keep = found.full.copy()
+        for family in found.families:
+            values = scores[family.units]
+            limit = values.mean() - criteria.OUTLIER * values.std()
+            keep[family.units] = values >= limit
+        return self._only_these(found, keep, scores)
+
+    def _to_target(self, found: Trace) -> Array:
+        plan, scores = self.plan, self._scores(found)
+        saved = choose.savings(found)
+        families = self._families(found)
+
+        def reach(measure: choose.Measure, goal: float) -> Array | None:
+            return choose.to_target(
+                found, families, scores, saved, plan.floors, measure, goal
+            )
+
+        def need(
+            measure: choose.Measure, limit: Limit, whole: float, what: str
+        ) -> Array:
+            keep = reach(measure, limit.of(whole))
+            if keep is None:
+                least = reach_floor(found, families, scores, plan.floors)
+                raise SqueezeError(
+                    f"--{what}: the least that pruning can reach here is "
+                    f"{100 * measure(least) / whole:.1f} %; lower --min-channels or "
+                    "--round-to, or prune more layers"
+                )
+            return keep
+
+        if plan.macs is not None:
+            whole = float(found.macs(found.full))
+            return need(found.macs, plan.macs, whole, "macs")
+        if plan.params is not None:
+            all_of_them = profile(found.model, shapes=found.shapes).totals.params
+            fixed = all_of_them - found.params(found.full)
+            return need(
+                lambda k: found.params(k) + fixed, plan.params, all_of_them, "params"
+            )
+        assert plan.latency is not None
+        return self._to_latency(found, reach)
+
+    def _to_latency(
+        self, found: Trace, reach: Callable[[choose.Measure, float], Array | None]
+    ) -> Array:
+        """Bisect the share of MACs until the measured latency fits."""
+        limit = self.plan.latency
+        assert limit is not None
+        whole = found.macs(found.full)
+        timer = _Timer(found, self.seed, self.plan.attention)
+        low, high, best = 0.0, 1.0, None
+        guess = float(limit.value) if limit.is_share else 0.5
+        for _ in range(LATENCY_TRIALS):
+            keep = reach(found.macs, guess * whole)
+            if keep is None:
+                low = max(low, guess)
+            else:
+                before, after = timer.time(keep)
+                allowed = limit.of(before) if limit.is_share else float(limit.value)
+                if after <= allowed:
+                    low, best = guess, keep
+                else:
+                    high = guess
+            guess = (low + high) / 2
+        if best is None:
+            raise SqueezeError("--latency: pruning alone can't reach this here")
+        return best
+
+    # -- repair --------------------------------------------------------------------
+
+    def _refits(self, keep: Array) -> bool:
+        if keep.all():
+            return False
+        if self._exactly:
+            return self.plan.distort > 0
+        if self.split is None and self.plan.refit:
+            self.notes.append(
+                "no --data: nothing was refitted, expect the accuracy to fall; pass "
+                "--data (no labels needed), or train the result (squeeze distill)"
+            )
+        return self.plan.refit and self.split is not None
+
+    def _repair(
+        self,
+        original: Network,
+        shrunken: Network,
+        changes: list[Change],
+        masks: Mapping[str, Array],
+    ) -> list[Change]:
+        assert self.split is not None
+        done = refit(original, shrunken, masks, self.split.calibration, self.seed)
+        return with_errors(changes, done)
+
+    def _distort(self, model: ir.Model, number: int) -> None:
+        """Perturb weights by rand(shape)·(1 − var(weights)) (thesis §2.2.2)."""
+        rng = np.random.default_rng([self.seed, number])
+        for node in model.graph:
+            weight = criteria.weight_of(node, 1) if len(node.inputs) > 1 else None
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and (
+                weight is not None
+            ):
+                noise = (
+                    rng.random(weight.shape) * (1 - weight.var()) * self.plan.distort
+                )
+                value = node.inputs[1]
+                assert value is not None
+                changed = (weight + noise).astype(weight.dtype)
+                value.const_value = ir.Tensor(changed, name=value.name)
+
+    # -- what to tell ---------------------------------------------------------------
+
+    def _report(
+        self, found: Trace, changes: list[Change], before: Network, after: Network
+    ) -> None:
+        if self._exactly and not self.plan.distort:
+            assert self.split is not None
+            worst = difference(before, after, self.split.calibration)
+            self.notes.append(
+                f"largest difference of an output on the {len(self.split.calibration)} "
+                f"samples: {worst:.2g}"
+            )
+        elif found.inexact.any():
+            self.notes.append("statistics over channels (normalisation) shift a little")
+        if found.barriers:
+            ops = sorted({b.op for b in found.barriers})
+            self.notes.append(
+                f"{len(found.barriers)} nodes block pruning ({', '.join(ops)}); "
+                "--explain lists them"
+            )
+
+
+def reach_floor(
+    found: Trace, families: list[Family], scores: Array, floors: Floors
+) -> Array:
+    """The mask with every cell at its floor."""
+    keep = found.full.copy()
+    for family in families:
+        for cell in choose.cells(found, family):
+            order = np.argsort(-scores[cell.units], kind="stable")
+            keep[cell.units[order[floors.count(0, cell) :]]] = False
+    return choose.refill(found, keep, scores)
+
+
+def _composed(
+    first: Mapping[str, Array], second: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Masks over the original's outputs after another removal."""
+    result = {}
+    for name, mask in first.items():
+        whole = mask.copy()
+        if name in second:
+            whole[np.flatnonzero(mask)] = second[name]
+        result[name] = whole
+    return result
+
+
+def with_errors(changes: Sequence[Change], done: Sequence[Refitted]) -> list[Change]:
+    """Changes with the errors that a refit left."""
+    errors = {r.layer: r for r in done}
+    return [_with_error(c, errors.get(c.site)) for c in changes]
+
+
+def _with_error(change: Change, found: Refitted | None) -> Change:
+    if found is None:
+        return change
+    details = {**change.details, "error_before_refit": found.before}
+    return replace(change, fit_error=found.after, details=details)
+
+
+def difference(before: Network, after: Network, data: Data) -> float:
+    """Largest absolute difference of any output over the data."""
+    from squeeze import session
+
+    runners = []
+    with TemporaryDirectory() as folder:
+        for number, net in enumerate((before, after)):
+            path = Path(folder) / f"{number}.onnx"
+            ir.save(net.model, path, external_data=f"{number}.data")
+            runners.append(session.create(path, optimize=False))
+        worst = 0.0
+        for batch in data:
+            one, two = (r.run(None, batch.inputs) for r in runners)
+            for a, b in zip(one, two, strict=True):
+                gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+                worst = max(worst, float(gap.max(initial=0.0)))
+    return worst
+
+
+class _Timer:
+    """Times trial prunings against the original."""
+
+    def __init__(self, found: Trace, seed: int, attention: str) -> None:
+        self._found, self._seed, self._attention = found, seed, attention
+
+    def time(self, keep: Array) -> tuple[float, float]:
+        """Milliseconds of the original and of the model with this mask."""
+        found = self._found
+        from squeeze.rewrite.channels.prepare import Prepared
+        from squeeze.rewrite.channels.remove import remove
+
+        trial = trace(
+            Prepared(found.model.clone(), found.shapes, found.probe), self._attention
+        )
+        shapes = remove(trial, keep)
+        with TemporaryDirectory() as folder:
+            paths = [Path(folder) / name for name in ("before.onnx", "after.onnx")]
+            for path, one in zip(paths, (found.model, trial.model), strict=True):
+                ir.save(one, path, external_data=f"{path.stem}.data")
+            timed = latency.side_by_side(
+                paths[0], paths[1], found.shapes, shapes, self._seed
+            )
+        return timed.before_ms, timed.after_ms

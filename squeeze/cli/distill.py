@@ -99,12 +99,6 @@ def _training(function: Callable[..., None]) -> Callable[..., None]:
 @_training
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path),
-    help="Write the learning curve as a page.",
-)
-@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -112,6 +106,7 @@ def _training(function: Callable[..., None]) -> Callable[..., None]:
 )
 @options.seed
 @options.input_shape
+@options.as_html
 @options.as_markdown
 @options.as_json
 def command(
@@ -132,17 +127,17 @@ def command(
             files, _settings(given), resume=given["resume"], progress=progress
         )
     paths = {
-        "student": str(student),
+        "input": str(student),
         "teacher": str(files.teacher),
         "output": str(files.writes),
     }
-    if given["page"]:
-        _write(given["page"], distilled.page(done, str(files.writes)))
-    if given["as_json"]:
-        options.print_json(distilled.distilled_json(done, paths))
-    else:
-        table = distilled.summary_table(done, f"{student} → {files.writes}")
-        options.print_tables([table], given["as_markdown"])
+    summary = distilled.summary_table(done, f"{student} → {files.writes}")
+    options.report(
+        [summary, *([distilled.epochs_table(done)] if given["html"] else [])],
+        lambda: distilled.distilled_json(done, paths),
+        given,
+        "squeeze distill",
+    )
     for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
         click.echo(f"squeeze: {warning}", err=True)
 
@@ -169,25 +164,12 @@ def _files(
         output=given["output"],
         evaluation=given["eval_data"],
         input_shapes=options.shapes_of(given["input_shapes"]),
-        images=_images(config.get("data", {})),
+        images=options.images(),
         command=" ".join(
             a
             for a in ["squeeze", *options._without_output(sys.argv[1:])]
             if a != "--resume"
         ),
-    )
-
-
-def _images(table: dict[str, Any]) -> Any:
-    """`[data]` of squeeze.toml: size, mean, std, layout."""
-    from squeeze.calibrate.data import Images
-
-    size = table.get("size")
-    return Images(
-        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
-        mean=tuple(table.get("mean", ())),
-        std=tuple(table.get("std", ())),
-        layout=table.get("layout", "nchw"),
     )
 
 
@@ -202,13 +184,6 @@ def _settings(given: dict[str, Any]) -> Any:
 
     chosen = {name: given[name] for name in _NUMBERS if given[name] is not None}
     return Options(**chosen, augment=not given["no_augment"])
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.FileError(str(path), error.strerror or str(error)) from error
 
 
 @contextmanager

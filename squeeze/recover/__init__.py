@@ -11,7 +11,6 @@ from squeeze.errors import UsageError
 
 if TYPE_CHECKING:
     from squeeze.recover.check import verify as verify
-    from squeeze.recover.cycle import distort as distort
     from squeeze.recover.files import Files as Files
     from squeeze.recover.files import distill_files as distill_files
     from squeeze.recover.module import GraphModule as GraphModule
@@ -30,7 +29,6 @@ _PUBLIC = {
     "Options": "squeeze.recover.options",
     "distill": "squeeze.recover.run",
     "distill_files": "squeeze.recover.files",
-    "distort": "squeeze.recover.cycle",
     "to_torch": "squeeze.recover.module",
     "verify": "squeeze.recover.check",
     "write_back": "squeeze.recover.module",

@@ -309,7 +309,9 @@ class WholeObjective(Objective):
             pairs = (*targets.outputs, *features)
             wanted = self.teacher.run(fed.inputs, [p.teacher for p in pairs])
         small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
-        found = self.student.run(small, [*(p.student for p in pairs), *targets.activations])
+        found = self.student.run(
+            small, [*(p.student for p in pairs), *targets.activations]
+        )
         loss = output_loss(found, wanted, fed.labels, targets, options)
         if features:
             errors = [

@@ -144,7 +144,7 @@ def make(
     command, *arguments = STRUCTURES[name].command
     fit = {
         "default": [],
-        "random": ["--no-fit"],
+        "random": ["--fit", "none"],
         "fitted": ["--data", str(train)],
     }[options.start]
     if command == "prune":

@@ -124,9 +124,7 @@ def _layers(graph: ir.Graph, shapes: Shapes) -> tuple[tuple[Layer, ...], set[str
     for node in graph:
         cost = _node_cost(node, shapes)
         if cost is None:
-            uncounted.add(
-                f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            )
+            uncounted.add(ops.full_name(node))
         weights = list(_weights(node, seen))
         macs, flops = cost or (0, 0)
         if macs or flops or weights:

@@ -186,7 +186,9 @@ def _cell(column: Column, text: str) -> str:
 
 
 def _points(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Cost against what it gives up, where the document holds several models."""
+    """Cost against what it gives up for several models, or a learning curve."""
+    if document.get("history"):
+        return _curve(document["history"])
     models = document.get("models") or []
     if len(models) < 2:
         return {}
@@ -199,6 +201,17 @@ def _points(document: Mapping[str, Any]) -> dict[str, Any]:
     if all("after" in model for model in models):
         return _fidelity_points(models)
     return {}
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The held-out agreement after each epoch, or the output error without classes."""
+    classes = all(epoch["score"]["agreement"] is not None for epoch in history)
+    key = "agreement" if classes else "error"
+    points = [
+        {"name": f"{e['phase']} {e['epoch']}", "x": i, "y": e["score"][key]}
+        for i, e in enumerate(history, 1)
+    ]
+    return {"points": points, "axes": {"x": "epoch", "y": key}, "line": True}
 
 
 def _fidelity_points(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

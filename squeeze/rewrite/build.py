@@ -191,7 +191,7 @@ class _Builder:
         )
         acts = bool(later) and _activates(later[0], bool(self.site.activation), later)
         biased = acts or not any(one.op == "Conv" for one in later)
-        parts = out // group if group == source.channels else 1
+        parts = out // group if group == source.channels > 1 else 1
         made = [
             self.one_conv(
                 source, out // parts, group, kernel, attributes, biased, acts, sizes
@@ -215,10 +215,12 @@ class _Builder:
         shape = (out, source.channels // group, *kernel)
         scale = np.sqrt((2 if acts else 1) / prod(shape[1:]))
         name = f"{self.prefix}/{len(self.nodes) + 1}"
-        rng = np.random.default_rng([self.seed, crc32(name.encode())])
-        weight = self.weight(
-            lambda: rng.standard_normal(shape) * scale, shape, "weight"
-        )
+        seed = [self.seed, crc32(name.encode())]
+
+        def drawn() -> np.ndarray:  # the same at every reading of the lazy tensor
+            return np.random.default_rng(seed).standard_normal(shape) * float(scale)
+
+        weight = self.weight(drawn, shape, "weight")
         bias = self.weight(lambda: np.zeros(out), (out,), "bias") if biased else None
         inputs = [source.value, weight, *([bias] if bias is not None else [])]
         return self.node("Conv", inputs, attributes, out, sizes)

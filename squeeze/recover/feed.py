@@ -1,0 +1,217 @@
+"""Batches for training: shuffled by seed, read ahead, augmented, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from squeeze.calibrate.data import Data
+from squeeze.recover.check import as_input
+
+CACHE_BYTES = 2 * 10**9  # data up to this size is read once and kept
+SMALLEST = 16  # pixels; smaller images are not augmented
+CHUNK = 4096  # samples read together where data streams past
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Fed:
+    """Inputs by name on the device, and labels where there are any."""
+
+    inputs: Inputs
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def split(self, size: int) -> Iterator[Fed]:
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            labels = None if self.labels is None else self.labels[part]
+            yield Fed({k: v[part] for k, v in self.inputs.items()}, labels)
+
+    def to(self, device: torch.device) -> Fed:
+        labels = None if self.labels is None else self.labels.to(device)
+        return Fed({k: _placed(v, device) for k, v in self.inputs.items()}, labels)
+
+
+def _placed(x: Tensor, device: torch.device) -> Tensor:
+    if x.dim() == 4:
+        return x.to(device, memory_format=torch.channels_last)
+    return x.to(device)
+
+
+class Feed:
+    """Training samples, in an order that follows from the seed and the epoch alone.
+
+    Small data is read once. Larger data is read in chunks of neighbouring samples:
+    the order of chunks and the order inside each are shuffled.
+    """
+
+    def __init__(self, data: Data, batch: int, seed: int) -> None:
+        self._data, self._seed = data, seed
+        self.batch = min(batch, len(data))
+        sample = sum(
+            np.prod(s.shape[1:], dtype=int) * s.dtype.itemsize for s in data.specs
+        )
+        self._cached = self._read_all() if sample * len(data) <= CACHE_BYTES else None
+        self._chunk: tuple[int, Fed] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch; the last incomplete one is left for another order."""
+        return len(self._order(0))
+
+    @property
+    def labelled(self) -> bool:
+        return read(self._data.take(np.arange(1))).labels is not None
+
+    def _read_all(self) -> Fed:
+        return read(self._data)
+
+    def _order(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """(chunk, positions in it) of every batch."""
+        rng = np.random.default_rng((self._seed, epoch))
+        size = len(self._data) if self._cached is not None else self._chunk_size()
+        starts = np.arange(0, len(self._data), size)
+        batches = []
+        for chunk in rng.permutation(len(starts)):
+            inside = rng.permutation(min(size, len(self._data) - starts[chunk]))
+            whole = len(inside) // self.batch * self.batch
+            batches += [
+                (int(chunk), inside[i : i + self.batch])
+                for i in range(0, whole, self.batch)
+            ]
+        return batches
+
+    def _chunk_size(self) -> int:
+        return max(CHUNK // self.batch, 1) * self.batch
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Fed]:
+        """The epoch's batches from the `start`-th on, each read while one trains."""
+        order = self._order(epoch)[start:]
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._batch, *order[0]) if order else None
+            for following in [*order[1:], None]:
+                assert ahead is not None
+                fed = ahead.result()
+                ahead = pool.submit(self._batch, *following) if following else None
+                yield fed
+
+    def _batch(self, chunk: int, positions: np.ndarray) -> Fed:
+        whole = self._cached
+        if whole is None:
+            if self._chunk is None or self._chunk[0] != chunk:
+                first = chunk * self._chunk_size()
+                last = min(first + self._chunk_size(), len(self._data))
+                self._chunk = None  # before the next is read: one in memory at a time
+                self._chunk = (chunk, read(self._data.take(np.arange(first, last))))
+            whole = self._chunk[1]
+        index = torch.from_numpy(positions)
+        labels = None if whole.labels is None else whole.labels[index]
+        return Fed({k: v[index] for k, v in whole.inputs.items()}, labels)
+
+
+def read(data: Data) -> Fed:
+    """All samples of `data` in memory."""
+    batches = list(data)
+    inputs = {
+        name: as_input(np.concatenate([b.inputs[name] for b in batches]))
+        for name in batches[0].inputs
+    }
+    labels = [b.labels for b in batches if b.labels is not None]
+    together = (
+        torch.from_numpy(np.concatenate(labels))
+        if len(labels) == len(batches)
+        else None
+    )
+    return Fed(inputs, together)
+
+
+# -- augmentation -------------------------------------------------------------------
+
+
+def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(channels, height, width) axes of an image input, None for anything else."""
+    if len(shape) != 4 or min(shape) < 1:
+        return None
+    if shape[1] in (1, 3, 4):
+        return 1, 2, 3
+    return (3, 1, 2) if shape[3] in (1, 3, 4) else None
+
+
+def augment(
+    inputs: Mapping[str, Tensor], seed: tuple[int, ...], mix: bool = True
+) -> Inputs:
+    """Shift every image by up to an eighth of its size; mirror half of those in colour.
+
+    Single-channel images (digits, X-rays, spectrograms) are seldom symmetric, and
+    under 16 pixels a shift changes too much. Inputs that are no images stay, and so
+    does everything where there are several: what belongs together must not move apart.
+    """
+    [*names] = inputs
+    x = inputs[names[0]]
+    axes = image_axes(tuple(x.shape))
+    if len(names) != 1 or axes is None or not x.is_floating_point():
+        return dict(inputs)
+    rng = torch.Generator().manual_seed(
+        int(np.random.SeedSequence(seed).generate_state(1)[0])
+    )
+    channels, height, width = axes
+    if min(x.shape[height], x.shape[width]) >= SMALLEST:
+        image = x if channels == 1 else x.permute(0, 3, 1, 2)
+        image = shifted(image, rng, mirror=image.shape[1] == 3)
+        x = image if channels == 1 else image.permute(0, 2, 3, 1)
+    return {names[0]: mixed(x, rng) if mix else x}
+
+
+def mixed(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Half of the samples blended with another one, up to equal parts.
+
+    The teacher says what a blend is: matching it between the samples as well is what
+    makes long distillation pay (Beyer et al. 2022, "function matching").
+    """
+    n = len(x)
+    share = torch.rand(n, generator=rng) / 2
+    share[torch.rand(n, generator=rng) < 0.5] = 0
+    share = share.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    return torch.lerp(x, x[torch.randperm(n, generator=rng)], share)
+
+
+def shifted(x: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
+    """`x` is (n, c, h, w); edges are continued by reflection."""
+    n, _, h, w = x.shape
+    up, left = h // 8, w // 8
+    padded = F.pad(x, [left, left, up, up], mode="reflect").permute(0, 2, 3, 1)
+    rows = torch.arange(h) + torch.randint(0, 2 * up + 1, (n, 1), generator=rng)
+    columns = torch.arange(w).repeat(n, 1)
+    if mirror:
+        flipped = torch.rand(n, generator=rng) < 0.5
+        columns[flipped] = columns[flipped].flip(1)
+    columns = columns + torch.randint(0, 2 * left + 1, (n, 1), generator=rng)
+    batch = torch.arange(n)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def resized(
+    inputs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Inputs:
+    """Images at another network's size, for students of a lower resolution."""
+    result = {}
+    for name, x in inputs.items():
+        wanted, axes = shapes.get(name), image_axes(tuple(x.shape))
+        if wanted is None or axes is None or tuple(x.shape[1:]) == wanted[1:]:
+            result[name] = x
+            continue
+        c, h, w = axes
+        image = x if c == 1 else x.permute(0, 3, 1, 2)
+        size = (wanted[h], wanted[w])
+        image = F.interpolate(image, size, mode="bilinear", antialias=True)
+        result[name] = image if c == 1 else image.permute(0, 2, 3, 1)
+    return result

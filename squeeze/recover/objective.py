@@ -1,0 +1,321 @@
+"""What the student learns: the teacher's outputs, its features, labels if given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from squeeze.errors import SqueezeError
+from squeeze.recover.feed import Fed, Inputs, resized
+from squeeze.recover.module import GraphModule
+from squeeze.recover.options import Options
+
+Kind = Literal["scores", "probabilities", "log-probabilities", "values"]
+# ops between the network's last layer and its output that change no meaning
+_PASSING = frozenset("Cast Dropout Flatten Identity Reshape Squeeze Unsqueeze".split())
+_SCORING = frozenset("Add Conv Gemm GlobalAveragePool MatMul ReduceMean".split())
+ACTIVATIONS = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu HardSwish Gelu Mish Clip Swish".split()
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A value of the student and what it should equal in the teacher."""
+
+    student: str
+    teacher: str
+    kind: Kind = "values"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Outputs by how they are compared, features, and the sites that were replaced.
+
+    A site is a shared value; what computes it from the shared values before differs.
+    """
+
+    outputs: tuple[Pair, ...]
+    features: tuple[Pair, ...]
+    sites: tuple[Pair, ...]
+    shared: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()  # penalised, if there is an L1 term
+
+    @property
+    def classes(self) -> Pair | None:
+        """The first output that holds class scores."""
+        return next((p for p in self.outputs if p.kind != "values"), None)
+
+
+# -- finding what to compare --------------------------------------------------------
+
+
+def find_targets(
+    student: GraphModule, teacher: GraphModule, sample: Inputs, options: Options
+) -> Targets:
+    """Pair up outputs and inner values, by running both on a few samples.
+
+    Raises SqueezeError where the outputs do not fit or nothing can be trained.
+    """
+    small = resized(sample, input_shapes(student, sample))
+    with torch.no_grad():
+        theirs = {n: v.shape for n, v in teacher.run(sample, _inner(teacher)).items()}
+        ours = {n: v.shape for n, v in student.run(small, _inner(student)).items()}
+    outputs = _outputs(student, teacher, ours, theirs, options)
+    shared = tuple(
+        Pair(n, n)
+        for n in ours
+        if n in theirs and ours[n] == theirs[n] and len(ours[n]) > 1
+    )
+    names = {p.student for p in outputs}
+    inner = tuple(p for p in shared if p.student in student.reached - names)
+    whole = [p for p in outputs if p.student in student.reached]
+    if not whole:
+        whole = _before_islands(student, shared)
+    if not whole:
+        raise SqueezeError(_unreachable(student))
+    return Targets(
+        tuple(whole),
+        inner or _by_shape(ours, theirs, student.reached - names),
+        _replaced(student, teacher, shared),
+        tuple(p.student for p in shared),
+        _activations(student) if options.l1 else (),
+    )
+
+
+def _activations(module: GraphModule) -> tuple[str, ...]:
+    return tuple(s.outputs[0] for s in module.steps if s.op.kind in ACTIVATIONS)
+
+
+def input_shapes(module: GraphModule, sample: Inputs) -> dict[str, tuple[int, ...]]:
+    """Static input shapes of a module that fixes its height and width."""
+    return {n: module.input_sizes[n] for n in sample if n in module.input_sizes}
+
+
+def _inner(module: GraphModule) -> list[str]:
+    return [n for step in module.steps for n in step.outputs if n]
+
+
+def _outputs(
+    student: GraphModule,
+    teacher: GraphModule,
+    ours: Mapping[str, torch.Size],
+    theirs: Mapping[str, torch.Size],
+    options: Options,
+) -> list[Pair]:
+    mine, other = student.output_names, teacher.output_names
+    if set(mine) != set(other) and len(mine) != len(other):
+        raise SqueezeError(
+            f"the student has the outputs {', '.join(mine)}, the teacher "
+            f"{', '.join(other)}; distil a student made from this teacher"
+        )
+    names = (
+        [(n, n) for n in mine]
+        if set(mine) == set(other)
+        else zip(mine, other, strict=True)
+    )
+    pairs = []
+    for a, b in names:
+        if ours.get(a) != theirs.get(b):
+            raise SqueezeError(
+                f"output {a!r} is {_dims(ours.get(a))} in the student and "
+                f"{_dims(theirs.get(b))} in the teacher; they must be equal"
+            )
+        pairs.append(Pair(a, b, kind_of(teacher, b, len(theirs.get(b, ())), options)))
+    return pairs
+
+
+def _dims(shape: torch.Size | None) -> str:
+    return "×".join(map(str, shape)) if shape is not None else "a constant"
+
+
+def kind_of(module: GraphModule, name: str, rank: int, options: Options) -> Kind:
+    """What an output holds, as its last op suggests or `--loss soft` says."""
+    last = module.producer.get(name)
+    while last is not None and last.op.kind in _PASSING and last.inputs[0]:
+        last = module.producer.get(last.inputs[0])
+    kind = last.op.kind if last is not None else ""
+    if kind == "Softmax":
+        return "probabilities"
+    if kind == "LogSoftmax":
+        return "log-probabilities"
+    scores = rank == 2 and (kind in _SCORING or options.loss == "soft")
+    return "scores" if scores else "values"
+
+
+def _before_islands(student: GraphModule, shared: Sequence[Pair]) -> list[Pair]:
+    """What unknown ops at the end (box selection, say) read, instead of the outputs."""
+    read = {n for step in student.steps if step.island for n in step.inputs}
+    return [p for p in shared if p.student in read & student.reached]
+
+
+def _unreachable(student: GraphModule) -> str:
+    islands = [s for s in student.steps if s.island]
+    if islands:
+        return (
+            f"{islands[-1].op.kind} {islands[-1].name!r}: no gradient passes through "
+            "this op, and no weight can be reached without it"
+        )
+    return "the student has no floating weights to train"
+
+
+def _by_shape(
+    ours: Mapping[str, torch.Size],
+    theirs: Mapping[str, torch.Size],
+    reached: frozenset[str],
+) -> tuple[Pair, ...]:
+    """Without common names: the last value of each shape, both sides (stage ends)."""
+    last = {shape: name for name, shape in theirs.items() if len(shape) >= 3}
+    mine = {s: n for n, s in ours.items() if len(s) >= 3 and n in reached}
+    return tuple(Pair(name, last[s]) for s, name in mine.items() if s in last)
+
+
+def _replaced(
+    student: GraphModule, teacher: GraphModule, shared: Sequence[Pair]
+) -> tuple[Pair, ...]:
+    names = {p.student for p in shared}
+    return tuple(
+        pair
+        for pair in shared
+        if pair.student in student.reached
+        and any(
+            _is_new(student, teacher, w)
+            for w in weights_behind(student, pair.student, names)
+        )
+    )
+
+
+def weights_behind(module: GraphModule, name: str, edge: set[str]) -> set[str]:
+    """Parameters between a value and the values of `edge` before it."""
+    found, open_ = set[str](), [name]
+    seen = {name}
+    while open_:
+        step = module.producer.get(open_.pop())
+        for n in step.inputs if step is not None else ():
+            if n in module._parameters:
+                found.add(n)
+            elif n and n not in edge and n not in seen:
+                seen.add(n)
+                open_.append(n)
+    return found
+
+
+def _is_new(student: GraphModule, teacher: GraphModule, name: str) -> bool:
+    old = teacher._parameters.get(name)
+    own = student._parameters[name]
+    return own is not None and (old is None or not torch.equal(own.cpu(), old.cpu()))
+
+
+def new_weights(student: GraphModule, teacher: GraphModule) -> set[str]:
+    """Names of the parameters that the teacher doesn't have, or not like this."""
+    return {n for n in student._parameters if _is_new(student, teacher, n)}
+
+
+# -- losses -------------------------------------------------------------------------
+
+
+def mean_squared(own: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the target's variance: 1 for a constant guess."""
+    own, target = own.float(), target.float()
+    spread = target.var(correction=0).clamp(min=1e-8)
+    return F.mse_loss(own, target) / spread
+
+
+def log_probabilities(x: Tensor, kind: Kind, temperature: float) -> Tensor:
+    """Logarithms of the class probabilities at a temperature."""
+    x = x.float()
+    if kind == "probabilities":
+        x = x.clamp(min=1e-8).log()
+    return F.log_softmax(x / temperature, -1)
+
+
+def soft_targets(own: Tensor, target: Tensor, kind: Kind, temperature: float) -> Tensor:
+    """T² KL(teacher ‖ student) at temperature T (Hinton et al. 2015, §2)."""
+    ours = log_probabilities(own, kind, temperature)
+    theirs = log_probabilities(target, kind, temperature)
+    return (
+        F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+    )
+
+
+def output_loss(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    labels: Tensor | None,
+    targets: Targets,
+    options: Options,
+) -> Tensor:
+    """Mean over the outputs, and `label_weight` times the labels' cross-entropy."""
+    losses = []
+    for pair in targets.outputs:
+        own, target = found[pair.student], wanted[pair.teacher]
+        if pair.kind == "values" or options.loss == "mse":
+            losses.append(mean_squared(own, target))
+        else:
+            losses.append(soft_targets(own, target, pair.kind, options.temperature))
+    loss = torch.stack(losses).mean()
+    if labels is not None and options.label_weight and targets.classes is not None:
+        pair = targets.classes
+        scores = log_probabilities(found[pair.student], pair.kind, 1.0)
+        loss = loss + options.label_weight * F.nll_loss(scores, labels)
+    return loss
+
+
+def activity(
+    found: Mapping[str, Tensor], names: Sequence[str], options: Options
+) -> Tensor:
+    """The L1 term: mean magnitude of each activation, summed (thesis §2.2.2)."""
+    sizes = [found[n].float().abs().mean() for n in names]
+    return options.l1 * torch.stack(sizes).sum() if sizes else torch.zeros(())
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one phase, from a batch; gradients reach the student alone."""
+
+    student: GraphModule
+    teacher: GraphModule
+    targets: Targets
+    options: Options
+
+    def __call__(self, fed: Fed) -> Tensor:
+        raise NotImplementedError
+
+
+class BlockObjective(Objective):
+    """Each replaced site learns its original's output from its original's input."""
+
+    def __call__(self, fed: Fed) -> Tensor:
+        sites = [p.student for p in self.targets.sites]
+        with torch.no_grad():
+            given = self.teacher.run(fed.inputs, self.targets.shared)
+        small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
+        found = self.student.run(small, sites, given)
+        return torch.stack([mean_squared(found[n], given[n]) for n in sites]).mean()
+
+
+class WholeObjective(Objective):
+    """The teacher's outputs, its features and the labels, end to end."""
+
+    def __call__(self, fed: Fed) -> Tensor:
+        options, targets = self.options, self.targets
+        features = targets.sites or targets.features if options.feature_weight else ()
+        with torch.no_grad():
+            pairs = (*targets.outputs, *features)
+            wanted = self.teacher.run(fed.inputs, [p.teacher for p in pairs])
+        small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
+        found = self.student.run(
+            small, [*(p.student for p in pairs), *targets.activations]
+        )
+        loss = output_loss(found, wanted, fed.labels, targets, options)
+        if features:
+            errors = [
+                mean_squared(found[p.student], wanted[p.teacher]) for p in features
+            ]
+            loss = loss + options.feature_weight * torch.stack(errors).mean()
+        return loss + activity(found, targets.activations, options)

@@ -1,0 +1,305 @@
+"""Distillation: the smaller network learns from the original, on the user's data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from squeeze.calibrate.data import Data, fixed_batch
+from squeeze.errors import SqueezeError, UsageError
+from squeeze.recover import checkpoint as checkpoints
+from squeeze.recover import norms
+from squeeze.recover.check import relative, verify
+from squeeze.recover.feed import Fed, Feed, Inputs, read, resized
+from squeeze.recover.module import GraphModule, to_torch, write_back
+from squeeze.recover.objective import (
+    BlockObjective,
+    Targets,
+    WholeObjective,
+    find_targets,
+    input_shapes,
+    new_weights,
+    weights_behind,
+)
+from squeeze.recover.options import Epoch, Options, Progress, Score
+from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
+
+HELD_OUT = 2000  # samples at most: enough for half a point of agreement
+NORM_BATCH = 16  # fewer samples make poor statistics
+NORM_SAMPLES = 512  # to start an inserted normalisation from
+EVAL_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The trained student (a new model), its score before and after, and how it went.
+
+    `stopped` says why training ended before its schedule did, or is empty.
+    """
+
+    model: ir.Model
+    before: Score
+    after: Score
+    history: tuple[Epoch, ...]
+    seconds: float
+    device: str
+    precision: str
+    samples: int
+    held_out: int
+    sites: tuple[str, ...]
+    normalised: int
+    stopped: str
+    notes: tuple[str, ...]
+
+
+def distill(
+    student: ir.Model,
+    teacher: ir.Model,
+    data: Data,
+    options: Options | None = None,
+    *,
+    evaluation: Data | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Distilled:
+    """Train `student` to do what `teacher` does on `data`; neither model is changed.
+
+    `data` is opened for the teacher's inputs; its last part is held out unless
+    `evaluation` is given. At `checkpoint` the state is kept for `resume`; the caller
+    deletes it once the result is safe. Raises SqueezeError where the two do not fit.
+    """
+    options = options or Options()
+    started = time.monotonic()
+    _check_inputs(student, teacher)
+    training, held = _split(data, evaluation)
+    options = options.settled(len(training))
+    device = _device(options)
+    modules = to_torch(student), to_torch(teacher)
+    sample = _verified((student, teacher), modules, training)
+    for module in modules:
+        module.to(device)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    targets = find_targets(*modules, sample.to(device).inputs, options)
+    micro = min(
+        _micro_batch(m, b, sample, options)
+        for m, b in zip(modules, map(fixed_batch, (student, teacher)), strict=True)
+    )
+    feed = Feed(training, options.batch, options.seed)
+    _check_labels(feed, targets, options)
+    _freeze_statistics(modules[0], micro)
+    inserted = _insert_norms(modules, training, options, device, micro)
+    setting = Setting(
+        modules[0],
+        feed,
+        HeldOut(_batches(held, device, micro), modules[1], targets, options),
+        options,
+        device,
+        _autocast(options, device),
+        micro,
+        checkpoint,
+        checkpoints.identity(student, teacher, data, options) if checkpoint else "",
+    )
+    trainer = Trainer(setting, _phases(modules, targets, options), progress)
+    if resume:
+        trainer.load()
+    before = trainer.run()
+    trainer.save()
+    result = student.clone()
+    result.meta.update(student.meta)
+    write_back(result, setting.student)
+    return Distilled(
+        model=result,
+        before=before,
+        after=setting.held_out.score(setting.student),
+        history=tuple(trainer.cursor.history),
+        seconds=time.monotonic() - started,
+        device=str(device),
+        precision="bfloat16" if setting.autocast else "float32",
+        samples=len(training),
+        held_out=len(held),
+        sites=tuple(p.student for p in targets.sites),
+        normalised=inserted,
+        stopped=trainer.cursor.stopped,
+        notes=tuple(trainer.notes),
+    )
+
+
+# -- before training ----------------------------------------------------------------
+
+
+def _check_inputs(student: ir.Model, teacher: ir.Model) -> None:
+    ours, theirs = ([v.name for v in m.graph.inputs] for m in (student, teacher))
+    if set(ours) != set(theirs):
+        raise SqueezeError(
+            f"the student's inputs are {', '.join(map(str, ours))}, the teacher's "
+            f"{', '.join(map(str, theirs))}; distil a student made from this teacher"
+        )
+
+
+def _split(data: Data, evaluation: Data | None) -> tuple[Data, Data]:
+    """Training and held-out samples: the last fifth as everywhere, 2000 at most."""
+    if evaluation is not None:
+        return data, evaluation.sample(HELD_OUT)
+    size = data.batch_size if len(data) >= 10 * data.batch_size else 1
+    held = min(len(data) // 5, HELD_OUT) // size * size
+    if held == 0:
+        raise SqueezeError(
+            f"{data.name}: {len(data)} samples are too few to hold a fifth out; "
+            "pass --eval-data"
+        )
+    order = np.arange(len(data))
+    return data.take(order[:-held]), data.take(order[-held:])
+
+
+def _device(options: Options) -> torch.device:
+    available = torch.cuda.is_available()
+    if options.device == "cuda" and not available:
+        raise UsageError("--device cuda: PyTorch finds no GPU; pass --device cpu")
+    cuda = available and options.device != "cpu"
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def _autocast(options: Options, device: torch.device) -> bool:
+    """bfloat16 where the hardware multiplies in it: elsewhere it is slower."""
+    if options.precision != "auto":
+        return options.precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    flag = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(flag())
+
+
+def _verified(
+    models: tuple[ir.Model, ir.Model],
+    modules: tuple[GraphModule, GraphModule],
+    data: Data,
+) -> Fed:
+    """A few samples, on which both modules gave what onnxruntime gives."""
+    sizes = [fixed_batch(m) or 2 for m in models]
+    sample = read(data.take(np.arange(min(max(sizes), len(data)))))
+    for what, model, module, size in zip(
+        ("student", "teacher"), models, modules, sizes, strict=True
+    ):
+        part = next(sample.split(size)).inputs
+        small = resized(part, input_shapes(module, part))
+        types = {v.name: v.dtype for v in model.graph.inputs}
+        feeds = {k: _as_type(v, types.get(k)) for k, v in small.items()}
+        try:
+            verify(model, module, feeds)
+        except SqueezeError as error:
+            raise SqueezeError(f"{what}: {error}") from error
+    return sample
+
+
+def _as_type(x: Tensor, kind: ir.DataType | None) -> np.ndarray:
+    array: np.ndarray = x.contiguous().numpy()
+    return array if kind is None else array.astype(kind.numpy())
+
+
+def _micro_batch(
+    module: GraphModule, fixed: int | None, sample: Fed, options: Options
+) -> int:
+    """Samples that go through the graph at once: its own batch where it is bound to it.
+
+    A graph exported for one batch often works for any; two copies of a batch tell.
+    """
+    if fixed is None:
+        return options.batch
+    device = next(iter(module.parameters())).device
+    one = resized(
+        next(sample.to(device).split(fixed)).inputs, input_shapes(module, sample.inputs)
+    )
+    two = {k: torch.cat([v, v.roll(1, -1)]) for k, v in one.items()}
+    with torch.no_grad():
+        try:
+            alone = [
+                module.run({k: v[i : i + fixed] for k, v in two.items()})
+                for i in (0, fixed)
+            ]
+            both = module.run(two)
+        except SqueezeError:
+            return fixed
+    for name in module.output_names:
+        expected = torch.cat([a[name] for a in alone]).cpu().numpy()
+        if relative(both[name], expected) > 1e-3:
+            return fixed
+    return max(options.batch // fixed, 1) * fixed
+
+
+def _check_labels(feed: Feed, targets: Targets, options: Options) -> None:
+    if options.label_weight and not feed.labelled:
+        raise UsageError("--label-weight: the data has no labels; leave it out")
+    if options.label_weight and targets.classes is None:
+        raise UsageError("--label-weight: no output holds class scores; leave it out")
+
+
+def _freeze_statistics(module: GraphModule, micro: int) -> None:
+    if micro < NORM_BATCH:
+        for step in module.steps:
+            step.op.frozen = True
+
+
+def _insert_norms(
+    modules: tuple[GraphModule, GraphModule],
+    data: Data,
+    options: Options,
+    device: torch.device,
+    micro: int,
+) -> int:
+    """Behind new convolutions, where batches are large enough for statistics."""
+    student, teacher = modules
+    small = min(micro, options.batch, len(data)) < NORM_BATCH
+    if options.batch_norm is False or (options.batch_norm is None and small):
+        return 0
+    wanted = new_weights(student, teacher) if options.batch_norm is None else None
+    found = norms.places(student, wanted)
+    sample = data.sample(NORM_SAMPLES, options.seed)
+
+    def batches() -> list[Inputs]:
+        fed = _batches(sample, device, micro)
+        return [resized(f.inputs, input_shapes(student, f.inputs)) for f in fed]
+
+    norms.insert(student, found, batches() if found else [])
+    return len(found)
+
+
+def _batches(data: Data, device: torch.device, micro: int) -> list[Fed]:
+    return [fed.to(device) for fed in read(data).split(min(micro, EVAL_BATCH))]
+
+
+def _phases(
+    modules: tuple[GraphModule, GraphModule], targets: Targets, options: Options
+) -> list[Phase]:
+    """Block by block while sites are new, then end to end."""
+    student, teacher = modules
+    every = tuple(student._parameters)
+    whole = WholeObjective(student, teacher, targets, options)
+    epochs = round(options.epochs * options.block_share) if targets.sites else 0
+    share = options.block_share if targets.sites else 0.0
+    if options.block_share and targets.sites and options.epochs > 2:
+        epochs = max(epochs, 1)
+    if not epochs or not share:
+        return [Phase("whole", whole, options.epochs, 1.0, every)]
+    edge = set(targets.shared)
+    inside = {
+        w for p in targets.sites for w in weights_behind(student, p.student, edge)
+    }
+    blocks = BlockObjective(student, teacher, targets, options)
+    return [
+        Phase("blocks", blocks, epochs, share, tuple(sorted(inside))),
+        Phase("whole", whole, options.epochs - epochs, 1 - share, every),
+    ]
+
+
+def outputs_of(module: GraphModule, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The module's outputs without gradients."""
+    with torch.no_grad():
+        return module.run(inputs)

@@ -1,0 +1,301 @@
+"""What distillation recovers on the CIFAR-10 network, without labels.
+
+    python tests/benchmarks/distill_table.py --seeds 0 1 2 --results table.jsonl
+
+Converts sample_models/cifar10_cnn.onnx, distils each student on the images of the
+training split and measures accuracy in onnxruntime on the validation split. Every run
+is one line of the results file, with its settings and wall time; a run that is there
+already is not made again, and an interrupted one goes on from its checkpoint. Baseline:
+the teacher's accuracy, and the paper's, which trained from scratch with labels.
+
+`--start random` and `--start fitted` tell what fitted weights save: compare the column
+"epochs to" an agreement. `--epochs 2 --images 4000` is a quick look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "sample_models"))
+TEACHER = ROOT / "sample_models" / "cifar10_cnn.onnx"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One row: the command that makes the student, the paper's accuracy, the aim."""
+
+    command: tuple[str, ...]
+    paper: float | None
+    aim: str
+
+
+CONVERT = ("convert", "--to")
+STRUCTURES = {
+    "effnet": Structure((*CONVERT, "effnet"), 80.20, "teacher − 1"),
+    "depthwise-separable": Structure(
+        (*CONVERT, "depthwise-separable", "--pool", "absorb"), 77.48, "teacher − 3"
+    ),
+    "effnet-v2 ×6": Structure(
+        (*CONVERT, "effnet-v2", "--set", "expansion=6", "--allow-costlier"),
+        83.05,
+        "teacher",
+    ),
+    "effnet-v2 ×2": Structure(
+        (*CONVERT, "effnet-v2", "--set", "expansion=2"), 80.02, "teacher − 1.5"
+    ),
+    "inverted-residual ×6": Structure(
+        (
+            *(*CONVERT, "inverted-residual", "--pool", "absorb"),
+            *("--set", "expansion=6", "--allow-costlier"),
+        ),
+        79.10,
+        "teacher",
+    ),
+    "pruned to 25 %": Structure(("prune", "--macs", "25%"), None, "teacher − 1"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "../shared/data/cifar10")
+    parser.add_argument("--results", type=Path, default=Path("distill_table.jsonl"))
+    parser.add_argument("--work", type=Path, default=Path("distill_table.work"))
+    parser.add_argument("--structures", nargs="*", default=list(STRUCTURES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--start", choices=["default", "random", "fitted"], default="default"
+    )
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--images", type=int, help="train on the first so many only")
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--reach", type=float, default=0.8, help="agreement to reach")
+    parser.add_argument("--table", action="store_true", help="print, run nothing")
+    options = parser.parse_args()
+    options.work.mkdir(exist_ok=True)
+    if not options.table:
+        for seed in options.seeds:
+            for name in options.structures:
+                run_once(name, seed, options)
+    print_table(options.results, options.reach)
+
+
+def run_once(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Make, distil and measure one student, unless the results hold it."""
+    settings = {
+        "structure": name,
+        "seed": seed,
+        "start": options.start,
+        "epochs": options.epochs,
+        "images": options.images,
+        "set": sorted(options.set),
+    }
+    if any(row["settings"] == settings for row in rows(options.results)):
+        return
+    train, validation = archives(options)
+    stem = "-".join(str(v) for v in settings.values() if v).replace(" ", "_")
+    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem)
+    student = options.work / f"{stem}.onnx"
+    if not student.exists() and not make(name, seed, student, train, options):
+        return
+    started = time.time()
+    result = train_student(student, train, seed, options)
+    row = {
+        "settings": settings,
+        **result,
+        "accuracy": accuracy(student.with_suffix(".distilled.onnx"), validation),
+        "untrained": accuracy(student, validation),
+        "teacher": accuracy(TEACHER, validation),
+        "macs": macs(student),
+        "latency": latency(student),
+        "wall_seconds": time.time() - started,
+    }
+    with options.results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(
+        f"{stem}: {row['untrained']:.2%} → {row['accuracy']:.2%} "
+        f"(teacher {row['teacher']:.2%}) in {row['wall_seconds']:.0f} s",
+        flush=True,
+    )
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.open()] if path.exists() else []
+
+
+def make(
+    name: str, seed: int, student: Path, train: Path, options: argparse.Namespace
+) -> bool:
+    """Run the command that makes the student; False where this version lacks it."""
+    from squeeze.cli import run
+
+    command, *arguments = STRUCTURES[name].command
+    fit = {
+        "default": [],
+        "random": ["--fit", "none"],
+        "fitted": ["--data", str(train)],
+    }[options.start]
+    if command == "prune":
+        fit = ["--data", str(train)]
+    arguments += [*fit, "--no-bench", "--seed", str(seed), "-o", str(student)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = run([command, str(TEACHER), *arguments])
+    if status:
+        print(f"{name}: squeeze {command} {' '.join(arguments)} gives status {status}")
+    return status == 0
+
+
+def train_student(
+    student: Path, train: Path, seed: int, options: argparse.Namespace
+) -> dict:
+    from squeeze.recover import Files, Options, distill_files
+
+    files = Files(student, TEACHER, str(train))
+    chosen = {k: _value(v) for k, v in (pair.split("=", 1) for pair in options.set)}
+    setting = Options(epochs=options.epochs, seed=seed, **chosen)
+
+    def progress(p) -> None:
+        if p.finished:
+            e = p.finished
+            print(
+                f"  {e.phase} {e.epoch}/{e.epochs}: loss {e.loss:.4f}, agreement "
+                f"{e.score.agreement:.2%}, {e.seconds:.0f} s",
+                flush=True,
+            )
+
+    resume = files.checkpoint.is_file()
+    done = distill_files(files, setting, resume=resume, progress=progress)
+    return {
+        "history": [dataclasses.asdict(e) for e in done.history],
+        "training_seconds": done.history[-1].seconds if done.history else 0.0,
+        "device": done.device,
+        "precision": done.precision,
+        "stopped": done.stopped,
+    }
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
+
+
+def archives(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The decoded splits: training images without labels, validation with them."""
+    from build import cifar_split
+
+    suffix = f"-{options.images}" if options.images else ""
+    train = options.work / f"train{suffix}.npz"
+    validation = options.work / "validation.npz"
+    if not train.exists():
+        x, _ = cifar_split(options.data / "train.npz")
+        np.savez(train, x=x.numpy()[: options.images])
+    if not validation.exists():
+        x, y = cifar_split(options.data / "validation.npz")
+        np.savez(validation, x=x.numpy(), labels=y.numpy())
+    return train, validation
+
+
+def accuracy(model: Path, archive: Path) -> float:
+    from squeeze.measure import session
+
+    with np.load(archive) as data:
+        x, labels = data["x"], data["labels"]
+    runner = session.create(model)
+    hits = [
+        runner.run(None, {runner.get_inputs()[0].name: x[i : i + 250]})[0].argmax(1)
+        == labels[i : i + 250]
+        for i in range(0, len(x), 250)
+    ]
+    return float(np.concatenate(hits).mean())
+
+
+def macs(model: Path) -> float:
+    from squeeze.cost import profile
+
+    return profile(model).totals.macs / profile(TEACHER).totals.macs
+
+
+def latency(model: Path) -> float:
+    from squeeze import load, shapes
+    from squeeze.measure.latency import side_by_side
+
+    both = [shapes.infer(load(m)) for m in (TEACHER, model)]
+    return side_by_side(TEACHER, model, *both).ratio
+
+
+# -- the table ----------------------------------------------------------------------
+
+
+def groups(path: Path) -> Iterator[tuple[dict, list[dict]]]:
+    """Rows that differ in the seed alone."""
+    found: dict[str, list[dict]] = {}
+    for row in rows(path):
+        key = {k: v for k, v in row["settings"].items() if k != "seed"}
+        found.setdefault(json.dumps(key), []).append(row)
+    for key, members in found.items():
+        yield json.loads(key), members
+
+
+def print_table(path: Path, reach: float) -> None:
+    print(
+        "| structure | start | MACs | latency | untrained | accuracy | paper | teacher "
+        f"| aim | epochs | to {reach:.0%} agreement | minutes |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|")
+    for settings, members in groups(path):
+        structure = STRUCTURES[settings["structure"]]
+        paper = f"{structure.paper:.1f} %" if structure.paper else "–"
+        epochs = statistics.mean(len(m["history"]) for m in members)
+        cells = [
+            settings["structure"],
+            settings["start"],
+            f"{members[0]['macs']:.2f}",
+            f"{statistics.mean(m['latency'] for m in members):.2f}",
+            f"{statistics.mean(m['untrained'] for m in members):.1%}",
+            spread([100 * m["accuracy"] for m in members]) + " %",
+            paper,
+            f"{members[0]['teacher']:.2%}",
+            structure.aim,
+            f"{epochs:.0f}",
+            reached([m["history"] for m in members], reach),
+            f"{statistics.mean(m['wall_seconds'] for m in members) / 60:.1f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f} ({len(values)} seeds)"
+
+
+def reached(histories: list[list[dict]], agreement: float) -> str:
+    first = [
+        next(
+            (i for i, e in enumerate(h, 1) if e["score"]["agreement"] >= agreement),
+            None,
+        )
+        for h in histories
+    ]
+    if any(f is None for f in first):
+        return "not"
+    return f"{statistics.mean(f for f in first if f):.1f}"
+
+
+if __name__ == "__main__":
+    main()

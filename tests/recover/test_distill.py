@@ -1,0 +1,433 @@
+"""Distillation: what is learned, kept, resumed, and refused."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from squeeze import load, shapes  # noqa: E402
+from squeeze.calibrate.data import Data, open_data  # noqa: E402
+from squeeze.errors import SqueezeError, UsageError  # noqa: E402
+from squeeze.recover import (  # noqa: E402
+    Files,
+    Options,
+    checkpoint,
+    distill,
+    distill_files,
+    to_torch,
+)
+from squeeze.recover.options import Progress  # noqa: E402
+from squeeze.rewrite.convert import convert  # noqa: E402
+from squeeze.rewrite.run import Options as RewriteOptions  # noqa: E402
+from tests.builders import SAMPLES, Net, run  # noqa: E402
+
+DIGITS = SAMPLES / "digits_cnn.onnx"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """Small networks gain nothing from more, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _data(teacher: ir.Model, name: str = "digits.npz") -> Data:
+    return open_data(SAMPLES / name, teacher, shapes.infer(teacher))
+
+
+def _student(block: str = "depthwise-separable") -> ir.Model:
+    return convert(DIGITS, block, options=RewriteOptions(bench=False)).model
+
+
+def _weights(model: ir.Model) -> dict[str, np.ndarray]:
+    return {n: v.const_value.numpy() for n, v in model.graph.initializers.items()}
+
+
+def _accuracy(model: ir.Model | Path) -> float:
+    test = np.load(SAMPLES / "digits_test.npz")
+    given = model if isinstance(model, Path) else ir.to_proto(model)
+    return float((run(given, x=test["x"])[0].argmax(1) == test["labels"]).mean())
+
+
+def _pair(outputs: int = 4, seed: int = 1, size: int = 8) -> ir.Model:
+    """A tiny image classifier; two seeds make a teacher and a student."""
+    net = Net(["N", 3, size, size], seed=seed)
+    net.conv(3, 8)
+    net.node("Relu", name="act")
+    net.conv(8, 8)
+    net.node("Relu", name="act2")
+    net.node("GlobalAveragePool")
+    net.node("Flatten")
+    net.gemm(8, outputs)
+    return ir.from_proto(net.model())
+
+
+def _noise(teacher: ir.Model, count: int = 200, labels: bool = False) -> Data:
+    rng = np.random.default_rng(3)
+    shape = [count, *teacher.graph.inputs[0].shape[1:]]
+    arrays = {"x": rng.standard_normal(shape).astype(np.float32)}
+    if labels:
+        arrays["labels"] = rng.integers(0, 4, count)
+    return open_data(arrays, teacher, shapes.infer(teacher))
+
+
+def test_digits_within_half_a_point_in_a_minute() -> None:
+    """The README's example: no labels, fewer MACs, the teacher's accuracy."""
+    teacher = load(DIGITS)
+    started = time.monotonic()
+    done = distill(_student(), teacher, _data(teacher))
+    assert time.monotonic() - started < 60
+    assert _accuracy(done.model) > _accuracy(DIGITS) - 0.005
+    assert done.before.agreement is not None
+    assert done.before.agreement < 0.5 < 0.95 < (done.after.agreement or 0)
+
+
+def test_names_opset_inputs_and_outputs_stay() -> None:
+    """Only values change: every node and initializer keeps its name and type."""
+    teacher, student = load(DIGITS), _student()
+    before = ir.to_proto(student)
+    done = distill(student, teacher, _data(teacher), Options(epochs=2))
+    after = ir.to_proto(done.model)
+    assert after.graph.node == before.graph.node
+    assert after.graph.input == before.graph.input
+    assert after.graph.output == before.graph.output
+    assert after.opset_import == before.opset_import
+    old = {t.name: (t.data_type, t.dims) for t in before.graph.initializer}
+    assert old == {t.name: (t.data_type, t.dims) for t in after.graph.initializer}
+    onnx.checker.check_model(after, full_check=True)
+    assert ir.to_proto(student) == before
+
+
+def test_the_written_model_scores_as_reported() -> None:
+    """The agreement of the report is that of the model in onnxruntime."""
+    teacher = load(DIGITS)
+    evaluation = _data(teacher, "digits_test.npz")
+    done = distill(
+        _student(), teacher, _data(teacher), Options(epochs=3), evaluation=evaluation
+    )
+    x = np.load(SAMPLES / "digits_test.npz")["x"]
+    ours = run(ir.to_proto(done.model), x=x)[0].argmax(1)
+    theirs = run(DIGITS, x=x)[0].argmax(1)
+    assert done.after.agreement == pytest.approx((ours == theirs).mean(), abs=0.003)
+    assert done.after.accuracy == pytest.approx(_accuracy(done.model), abs=0.003)
+
+
+def test_replaced_sites_are_found_and_learn_first() -> None:
+    """Sites are shared values behind new weights; their phase trains only these."""
+    teacher, student = load(DIGITS), _student()
+    done = distill(
+        student, teacher, _data(teacher), Options(epochs=3, block_share=0.34)
+    )
+    assert len(done.sites) == 2
+    assert [e.phase for e in done.history] == ["blocks", "whole", "whole"]
+    blocks = distill(
+        student, teacher, _data(teacher), Options(epochs=1, block_share=1.0)
+    )
+    old, new = _weights(student), _weights(blocks.model)
+    changed = {n for n in old if not np.array_equal(old[n], new[n])}
+    assert changed
+    assert changed <= {n for n in old if "depthwise-separable" in n}
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    """Two runs on the CPU agree bit for bit; another seed does not."""
+    teacher, student = _pair(seed=1), _pair(seed=2)
+    data = _noise(teacher)
+    first, second, other = (
+        _weights(distill(student, teacher, data, Options(epochs=2, seed=s)).model)
+        for s in (0, 0, 1)
+    )
+    assert all(np.array_equal(first[n], second[n]) for n in first)
+    assert not all(np.array_equal(first[n], other[n]) for n in first)
+
+
+class _Killed(BaseException):
+    """As abrupt as a signal: no handler of ours catches it."""
+
+
+def _kill_after(updates: int) -> Callable[[Progress], None]:
+    seen = [0]
+
+    def progress(_: Progress) -> None:
+        seen[0] += 1
+        if seen[0] == updates:
+            raise _Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("updates", [3, 9, 16, 23])
+def test_resumed_equals_uninterrupted(
+    updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any update and resumed, training ends in the same weights."""
+    monkeypatch.setattr("squeeze.recover.train.CHECKPOINT_SECONDS", 0.0)
+    teacher, student = load(DIGITS), _student()
+    data = _data(teacher).take(np.arange(400))
+    options = Options(epochs=4, batch=64, block_share=0.25)
+    whole = distill(student, teacher, data, options)
+    file = tmp_path / "state"
+    with pytest.raises(_Killed):
+        distill(
+            student,
+            teacher,
+            data,
+            options,
+            checkpoint=file,
+            progress=_kill_after(updates),
+        )
+    resumed = distill(student, teacher, data, options, checkpoint=file, resume=True)
+    first, second = _weights(whole.model), _weights(resumed.model)
+    assert all(np.array_equal(first[n], second[n]) for n in first)
+    assert [e.score for e in whole.history] == [e.score for e in resumed.history]
+    assert resumed.before == whole.before
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """The message says what differs, or that there is nothing to resume."""
+    teacher, student = _pair(seed=1), _pair(seed=2)
+    file, data = tmp_path / "state", _noise(teacher)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        distill(student, teacher, data, Options(epochs=1), checkpoint=file, resume=True)
+    distill(student, teacher, data, Options(epochs=1), checkpoint=file)
+    with pytest.raises(SqueezeError, match="seed was 0, is 5"):
+        distill(
+            student,
+            teacher,
+            data,
+            Options(epochs=1, seed=5),
+            checkpoint=file,
+            resume=True,
+        )
+    with pytest.raises(SqueezeError, match="another student"):
+        distill(
+            _pair(seed=9),
+            teacher,
+            data,
+            Options(epochs=1),
+            checkpoint=file,
+            resume=True,
+        )
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(SqueezeError, match="not a checkpoint"):
+        distill(student, teacher, data, Options(epochs=1), checkpoint=file, resume=True)
+
+
+def test_nan_stops_with_the_last_good_state() -> None:
+    """A loss that is no number ends training, not the model."""
+    teacher, student = _pair(seed=1), _pair(seed=2)
+    done = distill(
+        student,
+        teacher,
+        _noise(teacher),
+        Options(epochs=5, learning_rate=1e30, batch_norm=False),
+    )
+    assert "the loss became" in done.stopped
+    assert "learning-rate" in done.stopped
+    assert done.after.loss <= done.before.loss
+    assert all(np.isfinite(w).all() for w in _weights(done.model).values())
+
+
+def test_the_best_state_is_kept() -> None:
+    """However badly it goes, the result is never worse than what came in."""
+    teacher, student = _pair(seed=1), _pair(seed=2)
+    good = distill(student, teacher, _noise(teacher), Options(epochs=20)).model
+    done = distill(
+        good, teacher, _noise(teacher), Options(epochs=6, learning_rate=3.0, patience=2)
+    )
+    assert done.after.loss <= done.before.loss
+    assert done.after.loss == pytest.approx(
+        min([done.before.loss, *(e.score.loss for e in done.history)]), rel=1e-3
+    )
+
+
+def test_a_full_disk_costs_the_checkpoint_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that can't be written are a note; the result is there."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    teacher = _pair(seed=1)
+    done = distill(
+        _pair(seed=2),
+        teacher,
+        _noise(teacher),
+        Options(epochs=2),
+        checkpoint=tmp_path / "state",
+    )
+    assert len(done.notes) == 1
+    assert "No space left" in done.notes[0]
+    assert done.after.loss < done.before.loss
+
+
+def test_a_full_disk_at_the_end_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the model can't be written, --resume writes it without training again."""
+    onnx.save(ir.to_proto(_student()), tmp_path / "student.onnx")
+    files = Files(tmp_path / "student.onnx", DIGITS, str(SAMPLES / "digits_test.npz"))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ir, "save", full)
+        with pytest.raises(SqueezeError, match=r"No space left.*--resume"):
+            distill_files(files, Options(epochs=2))
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "student.distilled.onnx.checkpoint",
+        "student.onnx",
+    ]
+    with pytest.raises(UsageError, match="--resume"):
+        distill_files(files, Options(epochs=2))
+    done = distill_files(files, Options(epochs=2), resume=True)
+    assert len(done.history) == 2
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "student.distilled.onnx",
+        "student.onnx",
+    ]
+
+
+def test_minutes_take_the_place_of_epochs() -> None:
+    """Training ends when its time is over, in the middle of an epoch if need be."""
+    teacher = load(DIGITS)
+    started = time.monotonic()
+    done = distill(_student(), teacher, _data(teacher), Options(minutes=0.05))
+    assert 2.5 < time.monotonic() - started < 15
+    assert done.history[-1].epochs is None
+    assert {e.phase for e in done.history} == {"blocks", "whole"}
+
+
+def test_images_and_embeddings_learn_by_mean_squared_error() -> None:
+    """An autoencoder's output is compared by value, and gets closer."""
+    teacher = load(SAMPLES / "digits_autoencoder.onnx")
+    student = load(SAMPLES / "digits_autoencoder.onnx")
+    rng = np.random.default_rng(0)
+    for name, value in student.graph.initializers.items():
+        array = value.const_value.numpy()
+        if array.ndim == 4:
+            noisy = array + 0.3 * array.std() * rng.standard_normal(array.shape)
+            value.const_value = ir.Tensor(noisy.astype(np.float32), name=name)
+    done = distill(student, teacher, _data(teacher), Options(epochs=5))
+    assert done.after.agreement is None
+    assert done.after.error < 0.5 * done.before.error
+
+
+def test_probabilities_are_soft_targets_too() -> None:
+    """A network that ends in Softmax is distilled by its class probabilities."""
+
+    def with_softmax(seed: int) -> ir.Model:
+        net = Net(["N", 6], seed=seed)
+        net.gemm(6, 16)
+        net.node("Relu")
+        net.gemm(16, 4)
+        net.node("Softmax", net.value_before, axis=-1)
+        return ir.from_proto(net.model())
+
+    teacher = with_softmax(1)
+    done = distill(with_softmax(2), teacher, _noise(teacher, 600), Options(epochs=30))
+    assert (done.after.agreement or 0) > 0.9 > (done.before.agreement or 1)
+
+
+def test_labels_count_when_they_are_weighed() -> None:
+    """A label weight puts them into the loss; without labels it is refused."""
+    teacher, student = _pair(seed=1), _pair(seed=2)
+    labelled = _noise(teacher, labels=True)
+    plain = distill(student, teacher, labelled, Options(epochs=2))
+    weighed = distill(student, teacher, labelled, Options(epochs=2, label_weight=1.0))
+    assert plain.before.accuracy == weighed.before.accuracy
+    assert weighed.before.loss > plain.before.loss + 0.5
+    with pytest.raises(UsageError, match="no labels"):
+        distill(student, teacher, _noise(teacher), Options(label_weight=1.0))
+
+
+def test_a_student_of_lower_resolution_sees_smaller_images() -> None:
+    """The teacher sees the data as it is, the student the same images resized."""
+    teacher, student = _pair(seed=1, size=16), _pair(seed=1, size=8)
+    done = distill(student, teacher, _noise(teacher), Options(epochs=3))
+    assert done.after.loss < done.before.loss
+    assert list(done.model.graph.inputs[0].shape)[1:] == [3, 8, 8]
+
+
+def test_a_graph_bound_to_its_batch_accumulates_gradients() -> None:
+    """A batch that is written into the graph is used as it is, several per update."""
+
+    def bound(seed: int) -> ir.Model:
+        net = Net([2, 6], seed=seed)
+        net.gemm(6, 5)
+        net.node("Transpose", net.value_before, perm=[1, 0])
+        net.node("MatMul", net.value_before, net.weight(np.eye(2)))
+        net.node("Transpose", net.value_before, perm=[1, 0])
+        return ir.from_proto(net.model())
+
+    teacher = bound(1)
+    done = distill(bound(2), teacher, _noise(teacher), Options(epochs=10, loss="mse"))
+    assert done.after.error < 0.5 * done.before.error
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (lambda: _pair(outputs=5), r"output .* is 2×5 in the student and 2×4"),
+        (lambda: load(SAMPLES / "adder_mlp.onnx"), "inputs are input, the teacher's x"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(student: Any, message: str) -> None:
+    """Other inputs or outputs are an error that names both sides."""
+    teacher = _pair(seed=1)
+    with pytest.raises(SqueezeError, match=message):
+        distill(student(), teacher, _noise(teacher))
+
+
+def test_nothing_to_train_names_the_op_in_the_way() -> None:
+    """Weights that only an op without gradient leads to can't be trained."""
+
+    def pooled(channels: int, seed: int) -> ir.Model:
+        net = Net(["N", 2, 6, 6], seed=seed)
+        net.conv(2, channels)
+        net.node("LpPool", name="pool", kernel_shape=[2, 2])
+        net.node("ReduceMean", net.value_before, axes=[1])
+        return ir.from_proto(net.model())
+
+    teacher = pooled(channels=3, seed=0)
+    # with the same channels, the value before the unknown op can be learned instead
+    done = distill(pooled(3, 5), teacher, _noise(teacher), Options(epochs=5))
+    assert done.after.loss < done.before.loss
+    with pytest.raises(SqueezeError, match="LpPool 'pool'"):
+        distill(pooled(4, 5), teacher, _noise(teacher), Options(epochs=1))
+
+
+def test_too_few_samples_say_so() -> None:
+    """Four samples leave none to judge by."""
+    teacher = _pair(seed=1)
+    with pytest.raises(SqueezeError, match="too few"):
+        distill(_pair(seed=2), teacher, _noise(teacher, 4))
+
+
+def test_l1_shrinks_activations() -> None:
+    """The L1 term leaves smaller activations than training without it."""
+    teacher = load(DIGITS)
+    data = _data(teacher).take(np.arange(400))
+    x = torch.from_numpy(np.load(SAMPLES / "digits_test.npz")["x"])
+    sizes = []
+    for weight in (0.0, 1.0):
+        options = Options(epochs=4, l1=weight, batch_norm=False)
+        module = to_torch(distill(load(DIGITS), teacher, data, options).model)
+        values = module.run({"input": x}, ["relu1_out", "relu2_out", "relu3_out"])
+        sizes.append(sum(v.detach().mean().item() for v in values.values()))
+    assert sizes[1] < 0.8 * sizes[0]

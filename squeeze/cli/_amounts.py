@@ -80,7 +80,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]
 
 
 class RoundType(click.ParamType):  # type: ignore[type-arg]
-    """A number of channels, or `native`: as many floats as the processor adds at once."""
+    """A number of channels, or `native`: what the processor adds at once."""
 
     name = "n|native"
 
@@ -107,7 +107,7 @@ def looking_at_data(function: F) -> F:
         click.option(
             "--samples",
             type=click.IntRange(min=1),
-            help="How many to calibrate on, drawn by seed.  [default: 512; all to count]",
+            help="How many to use, drawn by seed.  [default: 512; all to count]",
         ),
         click.option(
             "--eval-data", help="What to evaluate on: nothing is fitted to it."

@@ -33,8 +33,8 @@ CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
 @click.option(
     "--by",
     type=click.Choice(CRITERIA),
-    help="What matters. l1 and l2 need no data.  [default: activations for --threshold, "
-    "else energy with data, l2 without]",
+    help="What matters; l1 and l2 need no data.  [default: activations for "
+    "--threshold, else energy with data, l2 without]",
 )
 @amounts.looking_at_data
 @options.selecting

@@ -248,7 +248,6 @@ def _costs(weight: Array, stats: Stats, units: Array, count: int) -> Array:
     covariance = stats.covariance
     lam = damping(covariance)
     inverse = np.linalg.inv(covariance + lam * np.eye(len(covariance)))
-    whole = float(np.einsum("od,de,oe->", weight, covariance, weight, optimize=True))
     taps = weight.shape[1] // len(units)
     spread = np.repeat(units, taps)
     costs = np.zeros(count)
@@ -256,8 +255,10 @@ def _costs(weight: Array, stats: Stats, units: Array, count: int) -> Array:
         part = np.flatnonzero(spread == unit)
         w = weight[:, part]
         kept = np.linalg.solve(inverse[np.ix_(part, part)], w.T)
-        costs[unit] = max(float((w.T * kept).sum()), 0.0) / (whole or 1.0)
-    return costs
+        costs[unit] = max(float((w.T * kept).sum()), 0.0)
+    # alone, each of many correlated channels costs next to nothing: only the shares
+    # of a layer's costs can be compared with another layer's
+    return costs / (costs.sum() or 1.0)
 
 
 def sink_matrix(reading: Reading) -> Array | None:

@@ -173,6 +173,7 @@ class _State:
         found = trace(prepared, self.plan.attention)
         goal = self._goal(found, model)
         all_changes: list[Change] = []
+        masks: dict[str, Array] = {}
         for number in range(self._rounds):
             if number:
                 prepared = prepare(model, shapes)

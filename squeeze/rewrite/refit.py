@@ -121,7 +121,7 @@ def _residual(node: ir.Node, shapes: Shapes) -> tuple[str | None, str | None]:
     users = node.outputs[0].uses()
     if len(users) != 1 or node.outputs[0].is_graph_output():
         return None, None
-    user, index = users[0]
+    ((user, index),) = users
     if user.op_type not in ("Add", "Sum") or len(user.inputs) != 2:
         return None, None
     other = user.inputs[1 - index]
@@ -222,7 +222,7 @@ def _bias(node: ir.Node) -> Place | None:
         return None
     users = node.outputs[0].uses()
     if len(users) == 1 and users[0][0].op_type == "Add":
-        user, index = users[0]
+        ((user, index),) = users
         other = user.inputs[1 - index]
         if other is not None and other.const_value is not None and _flat(other):
             return user, 1 - index
@@ -281,4 +281,4 @@ def _set(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
         node.resize_inputs(len(node.inputs) + 1)
     node.replace_input_with(index, add_initializer(graph, ir.Tensor(array, name=name)))
     if old is not None and not old.uses() and old.name in graph.initializers:
-        graph.initializers.pop(old.name)
+        graph.initializers.pop(old.name or "")

@@ -32,7 +32,7 @@ Keep = Literal["best", "first"]
 
 @dataclass(frozen=True)
 class Width:
-    """How to thin. `multiplier` in (0, 1]; channels become floor(multiplier · channels).
+    """How to thin. `multiplier` in (0, 1]; floor(multiplier · channels) stay.
 
     `keep` the best channels (by data, else by weights) or the first; `fresh` draws all
     weights anew, to train from scratch.
@@ -176,4 +176,5 @@ def _fresh(
         node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
     )
     fan_in = old.shape[-2] if rows else old[0].size
-    return (rng.standard_normal(old.shape) * np.sqrt(2 / fan_in)).astype(old.dtype)
+    drawn: Array = rng.standard_normal(old.shape) * np.sqrt(2 / fan_in)
+    return drawn.astype(old.dtype)

@@ -30,7 +30,9 @@ def finish(net: Net, value: str, opset: int = 17) -> ir.Model:
     return models.normalize(ir.from_proto(shape))
 
 
-def halve(seed: int = 1, share: Fraction = Fraction(1, 2)) -> Callable[[Trace], np.ndarray]:
+def halve(
+    seed: int = 1, share: Fraction = Fraction(1, 2)
+) -> Callable[[Trace], np.ndarray]:
     """Keep a random half of every cell."""
 
     def keep(trace: Trace) -> np.ndarray:
@@ -128,7 +130,9 @@ def flatten(net: Net) -> str:
 def transposed(net: Net) -> str:
     a = net.node("Relu", net.conv(3, 8))
     w = net.weight(net.rng.standard_normal((8, 6, 2, 2)) / 3)
-    b = net.node("ConvTranspose", a, w, net.weight(net.rng.standard_normal(6)), strides=[2, 2])
+    b = net.node(
+        "ConvTranspose", a, w, net.weight(net.rng.standard_normal(6)), strides=[2, 2]
+    )
     c = net.node("Relu", b)
     w = net.weight(net.rng.standard_normal((6, 2, 3, 3)) / 3)
     d = net.node("ConvTranspose", c, w, group=2)
@@ -162,7 +166,9 @@ def shared(net: Net) -> str:
 
 def group_norm(net: Net) -> str:
     a = net.conv(3, 8)
-    b = net.node("InstanceNormalization", a, net.weight(np.full(8, 1.5)), net.weight(np.ones(8)))
+    b = net.node(
+        "InstanceNormalization", a, net.weight(np.full(8, 1.5)), net.weight(np.ones(8))
+    )
     return net.conv(8, 4, source=net.node("LRN", net.node("Relu", b), size=3))
 
 
@@ -226,7 +232,10 @@ def transformer(net: Net, fused: bool) -> str:
         return net.node("Add", y, net.weight(draw(columns) / 3))
 
     def norm(x: str) -> str:
-        scale, bias = net.weight(net.rng.uniform(0.5, 1.5, wide)), net.weight(draw(wide))
+        scale, bias = (
+            net.weight(net.rng.uniform(0.5, 1.5, wide)),
+            net.weight(draw(wide)),
+        )
         return net.node("LayerNormalization", x, scale, bias, axis=-1)
 
     def heads(x: str) -> str:
@@ -237,7 +246,9 @@ def transformer(net: Net, fused: bool) -> str:
     x = norm(start)
     if fused:
         net.nodes.append(
-            helper.make_node("Split", [linear(x, wide, 3 * wide)], ["q", "k", "v"], axis=-1)
+            helper.make_node(
+                "Split", [linear(x, wide, 3 * wide)], ["q", "k", "v"], axis=-1
+            )
         )
         net.nodes[-1].input.append(net.weight(np.array([wide] * 3)))
         q, k, v = map(heads, "qkv")
@@ -273,7 +284,9 @@ def test_embedding_with_a_tied_transpose() -> None:
     net.input.type.tensor_type.elem_type = onnx.TensorProto.INT64
     table = net.weight(net.rng.standard_normal((11, 8)))
     x = net.node("Gather", table, net.value)
-    y = net.node("Relu", net.node("MatMul", x, net.weight(net.rng.standard_normal((8, 8)))))
+    y = net.node(
+        "Relu", net.node("MatMul", x, net.weight(net.rng.standard_normal((8, 8))))
+    )
     logits = net.node("MatMul", y, net.node("Transpose", table, perm=[1, 0]))
     feeds = {"x": np.arange(10).reshape(2, 5)}
     error, change, trace, keep = proof.prove(finish(net, logits), feeds, halve())
@@ -334,7 +347,9 @@ def test_softmax_over_channels_protects_them() -> None:
     """Channels that compete for a choice can't go."""
     net = Net(["N", 3, 8, 8])
     a = net.node("Softmax", net.conv(3, 8), axis=1)
-    assert "Softmax chooses among them" in reasons_of(finish(net, net.conv(8, 4, source=a)))
+    assert "Softmax chooses among them" in reasons_of(
+        finish(net, net.conv(8, 4, source=a))
+    )
 
 
 def test_two_axes_of_channels_never_merge() -> None:
@@ -437,7 +452,9 @@ def _residual(net: Net, x: str, width: int, draw: Draw) -> tuple[str, int]:
 
 def _concat(net: Net, x: str, width: int, draw: Draw) -> tuple[str, int]:
     made = net.node("Sigmoid", net.conv(width, 4, source=x))
-    return net.node("Concat", *((x, made) if draw(st.booleans()) else (made, x)), axis=1), width + 4
+    return net.node(
+        "Concat", *((x, made) if draw(st.booleans()) else (made, x)), axis=1
+    ), width + 4
 
 
 def _split(net: Net, x: str, width: int, draw: Draw) -> tuple[str, int]:
@@ -482,13 +499,19 @@ def _attention(net: Net, x: str, width: int, draw: Draw) -> tuple[str, int]:
 
     def heads() -> str:
         w = net.weight(net.rng.standard_normal((width, 8)) / np.sqrt(width))
-        y = net.node("Reshape", net.node("MatMul", t, w), net.weight(np.array([0, 64, 2, 4])))
+        y = net.node(
+            "Reshape", net.node("MatMul", t, w), net.weight(np.array([0, 64, 2, 4]))
+        )
         return net.node("Transpose", y, perm=[0, 2, 1, 3])
 
     q, k, v = heads(), heads(), heads()
     scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 1, 3, 2]))
     y = net.node("MatMul", net.node("Softmax", scores, axis=-1), v)
-    y = net.node("Reshape", net.node("Transpose", y, perm=[0, 1, 3, 2]), net.weight(np.array([0, 8, 8, 8])))
+    y = net.node(
+        "Reshape",
+        net.node("Transpose", y, perm=[0, 1, 3, 2]),
+        net.weight(np.array([0, 8, 8, 8])),
+    )
     return y, 8
 
 

@@ -91,7 +91,11 @@ def groups_unequal(patch: Patch) -> None:
     real = Labels.collapse
 
     def collapse(self: Any, grid: Any, axis: int) -> Any:
-        return grid.take(0, axis) if grid.shape[0] > 1 < grid.shape[1] else real(self, grid, axis)
+        return (
+            grid.take(0, axis)
+            if grid.shape[0] > 1 < grid.shape[1]
+            else real(self, grid, axis)
+        )
 
     patch.setattr(Labels, "collapse", collapse)
 
@@ -126,7 +130,9 @@ def softmax_net() -> ir.Model:
 def reversed_net() -> ir.Model:
     net = Net([2, 3, 8, 8])
     a = net.node("Relu", net.conv(3, 8))
-    b = net.node("ReverseSequence", a, net.weight(np.array([5, 8])), batch_axis=0, time_axis=1)
+    b = net.node(
+        "ReverseSequence", a, net.weight(np.array([5, 8])), batch_axis=0, time_axis=1
+    )
     return suite.finish(net, net.conv(8, 4, source=b))
 
 
@@ -163,7 +169,9 @@ def wrong(model: ir.Model) -> bool:
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
-def test_planted_bugs_are_caught(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_planted_bugs_are_caught(
+    bug: Callable[[Patch], None], monkeypatch: Patch
+) -> None:
     """With the bug in, at least one graph of the suite is found wrong."""
     assert not any(wrong(make()) for make in BUGS[bug])
     bug(monkeypatch)

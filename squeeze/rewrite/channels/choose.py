@@ -108,7 +108,7 @@ def axis_units(trace: Trace) -> Iterator[Array]:
                     yield units
 
 
-# -- to a target --------------------------------------------------------------------------
+# -- to a target ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,10 @@ class Floors:
 
 
 Measure = Callable[[Array], float]
+# Errors of channels removed from one layer add up: not as independent ones (1), not
+# fully in phase (2). In between spreads a target over the layers best (measured on
+# cifar10_cnn at 76, 51 and 26 % of its MACs).
+COHERENCE = 1.5
 
 
 def to_target(
@@ -176,13 +180,8 @@ def _ranked(
     for cell in cells(trace, family):
         order = np.argsort(-scores[cell.units], kind="stable")
         units = cell.units[order]
-        import os
-
-        costs = scores[units]
-        if os.environ.get("POWER") == "2":
-            costs = costs * np.cumsum(costs[::-1])[::-1]
-        elif os.environ.get("POWER") == "1.5":
-            costs = costs * np.sqrt(np.cumsum(costs[::-1])[::-1])
+        lost = np.cumsum(scores[units][::-1])[::-1]  # with all that went before
+        costs = scores[units] * lost ** (COHERENCE - 1)
         densities = costs / np.maximum(savings[units], 1e-30)
         yield Cell(units, cell.size), np.minimum.accumulate(densities)
 

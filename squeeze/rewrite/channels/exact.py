@@ -169,7 +169,7 @@ def _add_to_bias(trace: Trace, node: ir.Node, extra: Array) -> None:
         trace.uses[node, 2] = (labels,)
 
 
-# -- looking ----------------------------------------------------------------------------
+# -- looking ----------------------------------------------------------------------
 
 
 def extremes(

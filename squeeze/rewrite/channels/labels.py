@@ -66,7 +66,8 @@ class Labels:
             roots = above
         positive = labels > 0
         self._parent[labels[positive]] = roots[positive]  # path compression
-        return np.where(positive, roots, labels)
+        found: Array = np.where(positive, roots, labels)
+        return found
 
     def unite(self, a: Array, b: Array) -> None:
         """Join labels pairwise."""

@@ -131,7 +131,7 @@ def _from_weights(value: ir.Value) -> bool:
     return False
 
 
-# -- channel shuffles -------------------------------------------------------------------
+# -- channel shuffles -------------------------------------------------------------
 
 
 def _gather_shuffles(model: ir.Model, shapes: Shapes, probe: Shapes) -> int:
@@ -159,7 +159,7 @@ def _chain(node: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
         users = out.uses()
         if out.is_graph_output() or len(users) != 1:
             return None
-        user, index = users[0]
+        ((user, index),) = users
         if user.op_type != op or index != 0 or user.domain:
             return None
         nodes.append(user)
@@ -208,9 +208,9 @@ def _replace(
     graph.insert_before(last, gather)
     out, new = last.outputs[0], gather.outputs[0]
     outputs = [i for i, v in enumerate(graph.outputs) if v is out]
-    name, shape, kind = out.name, out.shape, out.type
+    known, shape, kind = out.name, out.shape, out.type
     out.replace_all_uses_with(new, replace_graph_outputs=True)
     for node in chain[::-1]:
         graph.remove(node, safe=True)
-    new.name, new.shape, new.type = name, shape, kind
+    new.name, new.shape, new.type = known, shape, kind
     assert all(graph.outputs[i] is new for i in outputs)

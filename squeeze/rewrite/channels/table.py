@@ -413,7 +413,8 @@ def _rewrite_slice(r: Removal, node: ir.Node) -> None:
     if not any(r.shrinks(a) for a in source):
         return
     ranges = _ranges(node, tuple(len(a) for a in source))
-    starts, ends = [], []
+    starts: list[int] = []
+    ends: list[int] = []
     for one in ranges:
         mask = r.mask(source[one.axis])
         if mask.all():  # leave the bounds as they were, open ends included

@@ -1,0 +1,217 @@
+"""`squeeze prune`: exact at threshold 0, to a target otherwise, honest throughout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from squeeze.cli import cli
+from tests.builders import SAMPLES, Net, run
+
+ADDER = SAMPLES / "adder_mlp.onnx"
+CNN = SAMPLES / "digits_cnn.onnx"
+DIGITS = str(SAMPLES / "digits.npz")
+
+
+def invoke(*arguments: object, status: int = 0) -> dict[str, Any]:
+    """One command's JSON; its error text under "error" where it fails."""
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json"])
+    if status:
+        code = getattr(result.exception, "exit_status", result.exit_code)
+        assert code == status, result.output
+        return {"error": f"{result.exception} {result.output}"}
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def channels(document: dict[str, Any]) -> dict[str, list[int]]:
+    return {c["site"]: c["details"]["channels"] for c in document["changes"]}
+
+
+def test_adder_loses_the_units_that_never_fire(tmp_path: Path) -> None:
+    """Thesis §2.2.2: at threshold 0 silent units go and no output on the data moves."""
+    output = tmp_path / "out.onnx"
+    data = SAMPLES / "adder.npz"
+    found = invoke(
+        "prune", ADDER, "--threshold", 0, "--data", data, "-o", output, "--no-bench"
+    )
+    x = np.load(data)["x"]
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(ADDER).graph.initializer}
+    hidden = x @ weights["fc1.weight"].T + weights["fc1.bias"]
+    fires = int((hidden > 0).any(0).sum())
+    assert channels(found)["fc1"] == [1000, fires]
+    assert fires < 500
+    assert np.abs(run(output, input=x)[0] - run(ADDER, input=x)[0]).max() <= 1e-6
+
+
+def dead_net(silent: int) -> Net:
+    """8 channels, the first `silent` of which a negative bias keeps at 0."""
+    net = Net(["N", 3, 8, 8])
+    net.conv(3, 8, name="one")
+    bias = onnx.numpy_helper.to_array(net.weights[-1]).copy()
+    bias[:silent] = -1e4
+    net.weights[-1].CopyFrom(onnx.numpy_helper.from_array(bias, net.weights[-1].name))
+    net.node("Relu")
+    net.conv(8, 4, name="two")
+    return net
+
+
+@pytest.mark.parametrize("silent", [0, 3, 8])
+def test_dead_convolution_channels(tmp_path: Path, silent: int) -> None:
+    """Dead channels go, never the last one; with none dead nothing does."""
+    model = dead_net(silent).save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    output = tmp_path / "out.onnx"
+    found = invoke(
+        "prune", model, "--threshold", 0, "--data", tmp_path / "d.npz", "-o", output, "--no-bench"
+    )
+    assert channels(found)["one"] == [8, max(1, 8 - silent)]
+    assert np.abs(run(output, x=x)[0] - run(model, x=x)[0]).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("pads", "left"), [(0, 6), (1, 8)])
+def test_constant_channels_fold_only_without_padding(
+    tmp_path: Path, pads: int, left: int
+) -> None:
+    """A constant goes into the next bias, unless padding puts zeros beside it."""
+    net = Net(["N", 3, 8, 8])
+    net.conv(3, 8, name="one")
+    weight = onnx.numpy_helper.to_array(net.weights[-2]).copy()
+    bias = onnx.numpy_helper.to_array(net.weights[-1]).copy()
+    weight[:2], bias[:2] = 0, 1.5
+    for tensor, array in zip(net.weights[-2:], (weight, bias), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    net.node("Relu")
+    net.conv(8, 4, name="two", pads=[pads] * 4)
+    model = net.save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    output = tmp_path / "out.onnx"
+    found = invoke(
+        "prune", model, "--threshold", 0, "--data", tmp_path / "d.npz", "-o", output,
+        "--no-bench", "--no-simplify",
+    )  # fmt: skip
+    assert channels(found)["one"] == [8, left]
+    assert np.abs(run(output, x=x)[0] - run(model, x=x)[0]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("target", ["70%", "40%", "300k"])
+def test_macs_target_is_met_and_refit_helps(tmp_path: Path, target: str) -> None:
+    """At most the MACs asked for; closer to the original with the refit than without."""
+    errors = []
+    for extra in ([], ["--no-refit"]):
+        found = invoke(
+            "prune", CNN, "--macs", target, "--data", DIGITS, "--round-to", 1,
+            "-o", tmp_path / "out.onnx", "--no-bench", *extra,
+        )  # fmt: skip
+        before, after = found["before"]["macs"], found["after"]["macs"]
+        goal = 300_000 if target == "300k" else before * float(target[:-1]) / 100
+        assert 0.9 * goal < after <= goal
+        errors.append(found["fidelity"]["relative_error"])
+    assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize("by", ["l1", "l2"])
+def test_ratio_without_data_warns(tmp_path: Path, by: str) -> None:
+    """Half of every layer goes by weights alone, with a warning that names --data."""
+    found = invoke(
+        "prune", CNN, "--ratio", 0.5, "--by", by, "-o", tmp_path / "o.onnx", "--no-bench"
+    )
+    assert channels(found) == {"conv1": [16, 8], "conv2": [32, 16], "conv3": [64, 32], "fc1": [10, 10]}
+    assert any("--data" in note for note in found["notes"])
+    assert {c["site"]: c["reason"] for c in found["changes"]}["fc1"] == "network output logits"
+
+
+@pytest.mark.parametrize("by", ["activations", "apoz", "mean", "energy", "reconstruction"])
+def test_criteria_on_data(tmp_path: Path, by: str) -> None:
+    """Every criterion that looks at data meets the target."""
+    found = invoke(
+        "prune", CNN, "--params", "50%", "--by", by, "--data", DIGITS, "--samples", 64,
+        "--round-to", 1, "-o", tmp_path / "o.onnx", "--no-bench",
+    )  # fmt: skip
+    assert 0.4 < found["after"]["params"] / found["before"]["params"] <= 0.5
+
+
+def test_strongest_channels_are_kept(tmp_path: Path) -> None:
+    """By l2, the channels with the largest weights stay, in their order."""
+    output = tmp_path / "o.onnx"
+    invoke("prune", CNN, "--ratio", "25%", "--by", "l2", "-o", output, "--no-bench")
+    old, new = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer}
+        for p in (CNN, output)
+    )
+    name = next(k for k in new if k.startswith("conv1.weight"))
+    norms = (old["conv1.weight"] ** 2).sum((1, 2, 3))
+    kept = np.sort(np.argsort(-norms)[:12])
+    np.testing.assert_array_equal(new[name], old["conv1.weight"][kept])
+
+
+def test_rounds_only_skip_and_floors(tmp_path: Path) -> None:
+    """--skip and --min-channels hold; rounds go on while something falls below."""
+    found = invoke(
+        "prune", CNN, "--threshold", "75%", "--data", DIGITS, "--samples", 64, "--rounds", 4,
+        "--skip", "conv2", "--min-channels", 10, "-o", tmp_path / "o.onnx", "--no-bench",
+    )  # fmt: skip
+    kept = channels(found)
+    assert kept["conv2"] == [32, 32]
+    assert kept["conv1"][1] >= 10
+    assert kept["conv3"][1] < 64
+    assert {c["site"]: c["reason"] for c in found["changes"]}["conv2"] == "in --skip"
+
+
+def test_round_to(tmp_path: Path) -> None:
+    """Counts are multiples of 8 where a target is given."""
+    found = invoke(
+        "prune", CNN, "--macs", "60%", "-o", tmp_path / "o.onnx", "--no-bench"
+    )
+    assert all(n % 8 == 0 for name, (_, n) in channels(found).items() if name != "fc1")
+
+
+def test_explain_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families with units and sinks, and what protects the rest."""
+    monkeypatch.chdir(tmp_path)
+    found = invoke("prune", CNN, "--explain")
+    assert [f["units"] for f in found["families"]] == [16, 32, 64]
+    assert found["families"][2]["sinks"] == ["fc1"]
+    assert {"reason": "network output logits", "channels": 10} in found["protected"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        ([], 2, "--threshold 0"),
+        (["--threshold", "0"], 2, "--data"),
+        (["--macs", "50%", "--ratio", "0.5"], 2, "one of them"),
+        (["--macs", "lots"], 2, "50%"),
+        (["--ratio", "1"], 2, "below 1"),
+        (["--macs", "0.1%"], 3, "least that pruning can reach"),
+    ],
+)
+def test_messages(arguments: list[str], status: int, text: str, tmp_path: Path) -> None:
+    """What can't be done names the remedy, and writes nothing."""
+    output = tmp_path / "o.onnx"
+    found = invoke("prune", CNN, *arguments, "-o", output, status=status)
+    assert text in found["error"]
+    assert not output.exists()
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    """Two runs write the same file."""
+    files = []
+    for name in "ab":
+        output = tmp_path / f"{name}.onnx"
+        invoke(
+            "prune", CNN, "--macs", "50%", "--data", DIGITS, "--samples", 64,
+            "-o", output, "--no-bench", "--no-simplify",
+        )  # fmt: skip
+        files.append(output.read_bytes())
+    assert files[0] == files[1]

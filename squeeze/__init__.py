@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from squeeze import _deferred
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from squeeze.budget.gate import check as check
     from squeeze.cost.profile import Profile as Profile
     from squeeze.cost.profile import profile as profile
     from squeeze.errors import SqueezeError as SqueezeError
@@ -16,8 +19,11 @@ if TYPE_CHECKING:
     from squeeze.rewrite.plan import Result as Result
     from squeeze.rewrite.run import Options as Options
 
+_deferred.install()
+
 # public name → module that holds it; imported when first used
 _PUBLIC = {
+    "check": "squeeze.budget.gate",
     "Profile": "squeeze.cost.profile",
     "SqueezeError": "squeeze.errors",
     "Options": "squeeze.rewrite.run",

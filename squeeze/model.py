@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             f"{path}: invalid ONNX model: {_root_cause(error)}"
         ) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    _check_inline(model, path)
     del proto
     external = _external_files(model, path)
     if path.stat().st_size > MAP_FROM:
@@ -72,11 +74,46 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     return normalize(model)
 
 
+def _check_inline(model: ir.Model, path: Path) -> None:
+    """Every weight in the file holds as many elements as it claims."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.TensorProtoTensor) and not _is_whole(tensor):
+                shape = "×".join(str(n) for n in tensor.shape)
+                raise SqueezeError(
+                    f"{path}: weight {value.name!r} claims {shape} elements, more than "
+                    "the file holds; export or download it again"
+                )
+
+
+def _is_whole(tensor: ir.TensorProtoTensor) -> bool:
+    """As raw bytes exactly; as a repeated field at least two 4-bit values each."""
+    proto = tensor.raw
+    claimed = prod(proto.dims)
+    if min(proto.dims, default=0) < 0:
+        return False
+    if proto.HasField("raw_data"):
+        return bool(len(proto.raw_data) == (claimed * tensor.dtype.bitwidth + 7) // 8)
+    fields = (
+        proto.float_data,
+        proto.int32_data,
+        proto.int64_data,
+        proto.double_data,
+        proto.uint64_data,
+        proto.string_data,
+    )
+    packed = max(1, 8 // tensor.dtype.bitwidth) if tensor.dtype.bitwidth else 1
+    return bool(claimed <= packed * max(len(f) for f in fields))
+
+
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise UsageError(f"{path}: no such file")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the .onnx file in it")
+    if not path.is_file():
+        raise UsageError(f"{path}: not a regular file")
     if path.stat().st_size == 0:
         raise SqueezeError(f"{path}: the file is empty")
     try:

@@ -7,8 +7,9 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx
@@ -20,8 +21,14 @@ from squeeze.model import node_name, without_big_weights
 InputShapes = Mapping[str, tuple[int, ...]]
 Array = np.ndarray
 FOLD_ELEMENTS = 4096  # larger results are data, not shape arithmetic
+FOLD_WORK = 2**24  # most elements that folding one node may touch
+PROPAGATED = 2**24  # most elements of a vector that onnx may follow as data
 MAX_ROUNDS = 16
-NEVER_FOLDED = {"DequantizeLinear", "If", "Loop", "Scan"}
+# control flow, weights, and ops on data whose results may be of any size
+NEVER_FOLDED = frozenset(
+    """Col2Im Conv ConvTranspose DequantizeLinear Einsum If Loop MaxUnpool Resize Scan
+    Upsample""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,10 @@ def infer(model: ir.Model, given: InputShapes | None = None, batch: int = 1) -> 
     """Shapes of all values with the inputs fixed; unknown ones are left out."""
     inputs = input_shapes(model, given, batch)
     proto = _light_proto(model, inputs)
-    result = _infer_proto(proto)
+    result = _infer_proto(proto, propagate=False)
+    propagate = bool(_missing(model, result.shapes)) and _bounded(model, result.shapes)
+    if propagate:
+        result = _infer_proto(proto, propagate)
     for _ in range(MAX_ROUNDS):
         missing = _missing(model, result.shapes)
         if not missing:
@@ -167,7 +177,7 @@ def infer(model: ir.Model, given: InputShapes | None = None, batch: int = 1) -> 
             break
         _replace_by_constants(proto, fresh)
         known = result.constants | folded
-        result = _infer_proto(proto)
+        result = _infer_proto(proto, propagate)
         result.constants.update(known)
         result.shapes.update({k: v.shape for k, v in known.items()})
     result.inputs.update(inputs)
@@ -211,9 +221,39 @@ def _set_shape(info: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
         tensor.shape.SetInParent()
 
 
-def _infer_proto(proto: onnx.ModelProto) -> Shapes:
+def _bounded(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether onnx may follow data: it lists every element of a vector, however long.
+
+    Vectors whose length is not known yet are as long as what they are made of; shape
+    arithmetic starts with few elements, and only Concat adds up.
+    """
+    lengths: dict[ir.Value, int] = {}
+    for node in model.graph:
+        parts = [
+            lengths.get(v, _length(v, shapes)) for v in node.inputs if v is not None
+        ]
+        grown = sum(parts) if node.op_type == "Concat" else max(parts, default=0)
+        for value in node.outputs:
+            known = shapes.get(value.name or "")
+            lengths[value] = grown if known is None else _vector(known)
+    ends = [_length(v, shapes) for v in model.graph.inputs]
+    return max([*lengths.values(), *ends], default=0) <= PROPAGATED
+
+
+def _length(value: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    tensor = value.const_value
+    if tensor is not None:
+        return _vector(tuple(int(n) for n in tensor.shape.numpy()))
+    return _vector(shapes.get(value.name or "", ()))
+
+
+def _vector(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 1 else 1
+
+
+def _infer_proto(proto: onnx.ModelProto, propagate: bool) -> Shapes:
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=propagate)
     except Exception as error:  # InferenceError and its relatives
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(f"shapes do not fit together: {first}") from error
@@ -226,7 +266,9 @@ def _infer_proto(proto: onnx.ModelProto) -> Shapes:
             types[info.name] = ir.DataType(tensor.elem_type)
         dims = tensor.shape.dim
         if tensor.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[info.name] = tuple(d.dim_value for d in dims)
+            shape = tuple(d.dim_value for d in dims)
+            if min(shape, default=0) >= 0:  # past 64 bits sizes wrap around
+                shapes[info.name] = shape
     return Shapes(shapes, types, {})
 
 
@@ -279,7 +321,7 @@ def _fold_node(
         if shape is None:
             return None
         if node.op_type == "Size":
-            return np.array(np.prod(shape, dtype=np.int64))
+            return np.array(prod(shape), np.int64) if prod(shape) < 2**63 else None
         start = node.attributes.get_int("start", 0)
         end = node.attributes.get_int("end", len(shape))
         return np.array(shape[start:end], np.int64)
@@ -291,7 +333,44 @@ def _fold_node(
             if value.name not in known:
                 return None
             feeds[value.name or ""] = known[value.name]
+    if _work(node, list(feeds.values()), shapes) > FOLD_WORK:
+        return None
     return _evaluate(node, feeds, versions)
+
+
+def _work(node: ir.Node, feeds: list[Array], shapes: Shapes) -> int:
+    """At least as many elements as evaluating the node makes; huge where unsure."""
+    out = shapes.of(node.outputs[0])
+    if out is not None:
+        return prod(out)
+    grows = GROWTH.get(node.op_type)
+    if grows is None:
+        return prod(max(f.size, 1) for f in feeds)  # broadcasting, at the most
+    try:
+        return grows(feeds)
+    except (IndexError, OverflowError, TypeError, ValueError):
+        return FOLD_WORK + 1
+
+
+def _product(array: Array) -> int:
+    return prod(abs(int(n)) for n in array.reshape(-1))
+
+
+def _range(feeds: list[Array]) -> int:
+    start, limit, delta = (float(f.reshape(-1)[0]) for f in feeds)
+    return int(abs(limit - start) / abs(delta)) if delta else FOLD_WORK + 1
+
+
+# ops whose result is larger than what they read: elements, from their inputs
+GROWTH: dict[str, Callable[[list[Array]], int]] = {
+    "CenterCropPad": lambda f: _product(f[1]),
+    "ConstantOfShape": lambda f: _product(f[0]),
+    "Expand": lambda f: f[0].size * _product(f[1]),
+    "OneHot": lambda f: f[0].size * _product(f[1]),
+    "Pad": lambda f: f[0].size * prod(1 + abs(int(n)) for n in f[1].reshape(-1)),
+    "Range": _range,
+    "Tile": lambda f: f[0].size * _product(f[1]),
+}
 
 
 def _evaluate(

@@ -22,9 +22,9 @@ LAYERS = [
     {"cli"},
     {"rewrite", "measure", "recover", "budget", "report", "testing"},
     {"calibrate", "cost"},
-    {"shapes", "rules"},
+    {"shapes", "rules", "session"},
     {"model"},
-    {"errors"},
+    {"errors", "_deferred"},
 ]
 
 

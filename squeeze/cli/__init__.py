@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 import squeeze
-from squeeze.errors import SqueezeError, nearest
+from squeeze.errors import SqueezeError, UsageError, nearest
 
 INTERNAL_ERROR = 70
 
@@ -72,7 +73,7 @@ def run(arguments: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return max(error.exit_code, UsageError.exit_status)  # 1 is the gate's alone
     except SqueezeError as error:
         _complain(str(error))
         return error.exit_status
@@ -91,7 +92,8 @@ def run(arguments: list[str]) -> int:
 
 def _bug(error: Exception) -> int:
     if os.environ.get("SQUEEZE_DEBUG"):
-        raise error
+        traceback.print_exception(error)
+        return INTERNAL_ERROR
     kind = type(error).__name__
     _complain(
         f"a bug in squeeze ({kind}: {error}); set SQUEEZE_DEBUG=1 for the traceback"

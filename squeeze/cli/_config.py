@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
+from squeeze.budget.files import CONFIGS, read_toml
 from squeeze.errors import RuleError, nearest
 
 
 def read(folder: Path) -> dict[str, Any]:
     """The configuration of a folder; empty where there is none."""
-    for name, keys in (("squeeze.toml", ()), ("pyproject.toml", ("tool", "squeeze"))):
+    for name, keys in CONFIGS:
         file = folder / name
         if file.is_file():
             try:
-                table: Any = tomllib.loads(file.read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                table: Any = read_toml(file)
+            except RuleError:
                 if not keys:
-                    raise RuleError(f"{file}: not valid TOML: {error}") from error
+                    raise
                 continue
             for key in keys:
-                table = table.get(key, {})
-            if table:
+                table = table.get(key, {}) if isinstance(table, dict) else {}
+            if table and isinstance(table, dict):
                 return dict(table)
     return {}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,9 @@ class Device:
     `memory` says what internal memory holds: `accumulate`, as in the paper, everything
     since it was last moved out; `live`, what is still needed. `overlap` is `none`
     where compute and movement take turns, and `full` where the longer one hides the
-    other. `weight_bytes` and `activation_bytes` of 0 are those of the model.
+    other. `weight_bytes` and `activation_bytes` of 0 are those of the model. `kinds` is
+    the matrix throughput of the layer kinds that `profile` names, where it isn't
+    `matrix`.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Device:
     bandwidth: float
     matrix: float
     elementwise: float
-    depthwise: float = 0.0  # matrix throughput of depthwise convolutions; 0: the same
+    kinds: Mapping[str, float] = field(default_factory=dict)  # matrix, where it differs
     weight_bytes: float = 0.0
     activation_bytes: float = 0.0
     layer_overhead: float = 0.0
@@ -122,7 +124,13 @@ def parse(table: Mapping[str, Any], file: Path) -> Device:
     for key, value in table.items():
         if key not in known:
             raise RuleError(f"{file}: unknown key {key!r}{nearest(key, known)}")
-        _check(key, value, file)
+        if key != "kinds":
+            _check(key, value, file)
+            continue
+        if not isinstance(value, Mapping):
+            raise RuleError(f"{file}: kinds must be a table: [kinds]")
+        for kind, speed in value.items():
+            _check(f"kinds.{kind}", speed, file)
     for key in _NEEDED:
         if key not in table:
             raise RuleError(
@@ -143,7 +151,7 @@ def _check(key: str, value: Any, file: Path) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < float("inf"):
         raise RuleError(f"{file}: {key} = {value!r} is not a number from 0 on")
-    if key in _NEEDED and not value:
+    if (key in _NEEDED or key.startswith("kinds.")) and not value:
         raise RuleError(f"{file}: {key} must be more than 0")
 
 
@@ -177,8 +185,7 @@ def _walk(graph: ir.Graph, profile: Profile) -> Iterable[tuple[int, ir.Node, Lay
 def _layer_time(
     layer: Layer, device: Device, moved: float, held: float, exceeded: bool
 ) -> LayerTime:
-    depthwise = layer.kind == "depthwise" and device.depthwise
-    matrix = 2 * layer.macs / (device.depthwise if depthwise else device.matrix)
+    matrix = 2 * layer.macs / device.kinds.get(layer.kind, device.matrix)
     elementwise = (layer.flops - 2 * layer.macs) / device.elementwise
     compute, movement = matrix + elementwise, moved / device.bandwidth
     both = max(compute, movement) if device.overlap == "full" else compute + movement

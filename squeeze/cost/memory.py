@@ -62,28 +62,35 @@ def reads(node: ir.Node) -> Iterable[ir.Value]:
                 yield from reads(inner)
 
 
-def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
-    """The largest sum of live activations, in the graph's order, and the node there.
+def live_bytes(graph: ir.Graph, shapes: Shapes) -> dict[ir.Node, int]:
+    """Bytes of live activations at each node, in the graph's order.
 
-    At each node: inputs of the graph, intermediates and outputs still needed, and the
-    node's outputs. Nothing is reused in place; weights are not counted.
+    Inputs of the graph, intermediates and outputs still needed, and the node's
+    outputs. Nothing is reused in place; weights are not counted.
     """
     nodes = list(graph)
     last = last_uses(nodes)
-    end = len(nodes)
-    last.update(dict.fromkeys(graph.outputs, end))
+    last.update(dict.fromkeys(graph.outputs, len(nodes)))
     live = sum(value_bytes(v, shapes) for v in graph.inputs if v in last)
     dying: dict[int, list[ir.Value]] = {}
     for value, index in last.items():
         if value.const_value is None:
             dying.setdefault(index, []).append(value)
-    peak, where = live, ""
+    found = {}
     for index, node in enumerate(nodes):
         live += sum(value_bytes(v, shapes) for v in node.outputs)
-        if live > peak:
-            peak, where = live, node_name(node)
+        found[node] = live
         live -= sum(value_bytes(v, shapes) for v in dying.get(index, ()))
         live -= sum(value_bytes(v, shapes) for v in node.outputs if v not in last)
+    return found
+
+
+def peak_activation_bytes(graph: ir.Graph, shapes: Shapes) -> tuple[int, str]:
+    """The largest sum of live activations, and the first node that has it."""
+    peak, where = 0, ""
+    for node, live in live_bytes(graph, shapes).items():
+        if live > peak:
+            peak, where = live, node_name(node)
     return peak, where
 
 

@@ -241,6 +241,11 @@ QUANTISED_INPUTS: dict[str, frozenset[int]] = {
 }
 
 
+def full_name(node: ir.Node) -> str:
+    """The op as reports name it: with its domain, where that is not ONNX's own."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
 def cost(node: ir.Node, shapes: Shapes) -> Cost | None:
     """(MACs, FLOPs) of a node; None where the table has no row for its op."""
     if node.domain not in ("", "ai.onnx"):

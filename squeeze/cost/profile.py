@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -13,7 +13,12 @@ import onnx_ir as ir
 from squeeze import model as models
 from squeeze import shapes as shaping
 from squeeze.cost import ops
-from squeeze.cost.memory import RuntimePeak, peak_activation_bytes, runtime_peak
+from squeeze.cost.memory import (
+    RuntimePeak,
+    live_bytes,
+    peak_activation_bytes,
+    runtime_peak,
+)
 from squeeze.model import node_name
 from squeeze.shapes import InputShapes, Shapes
 
@@ -35,6 +40,7 @@ class Layer:
     output_shape: tuple[int, ...]
     output_elements: int
     compression: float | None  # elements in ÷ elements out
+    live_bytes: int = 0  # activations needed at once while it runs, its own included
 
     @property
     def bottleneck(self) -> bool:
@@ -114,16 +120,16 @@ def _layers(graph: ir.Graph, shapes: Shapes) -> tuple[tuple[Layer, ...], set[str
     layers: list[Layer] = []
     uncounted: set[str] = set()
     seen: set[ir.Value] = set()
+    live = live_bytes(graph, shapes)
     for node in graph:
         cost = _node_cost(node, shapes)
         if cost is None:
-            uncounted.add(
-                f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            )
+            uncounted.add(ops.full_name(node))
         weights = list(_weights(node, seen))
         macs, flops = cost or (0, 0)
         if macs or flops or weights:
-            layers.append(_layer(node, shapes, macs, flops, weights))
+            layer = _layer(node, shapes, macs, flops, weights)
+            layers.append(replace(layer, live_bytes=live[node]))
     return tuple(layers), uncounted
 
 

@@ -40,51 +40,61 @@ class Convolution:
         return 2 * self.channels * self.size**2 * inside
 
 
-# sizes at which ResNets and MobileNets spend their time
-DENSE = (
-    Convolution(64, 56, 3),
-    Convolution(128, 28, 3),
-    Convolution(256, 14, 3),
-    Convolution(64, 56, 1),
-    Convolution(256, 14, 1),
-    Convolution(512, 7, 1),
-)
-DEPTHWISE = (
-    Convolution(96, 56, 3, 96),
-    Convolution(192, 28, 3, 192),
-    Convolution(384, 14, 3, 384),
-)
+# sizes at which common networks spend their time: k×k, then the kinds that differ
+DENSE = (Convolution(64, 56, 3), Convolution(128, 28, 3), Convolution(256, 14, 3))
+KINDS = {
+    "1×1": (Convolution(64, 56, 1), Convolution(256, 14, 1), Convolution(512, 7, 1)),
+    "depthwise": tuple(
+        Convolution(c, size, 3, c) for c, size in ((96, 56), (192, 28), (384, 14))
+    ),
+    "grouped": (Convolution(128, 56, 3, 32), Convolution(512, 14, 3, 32)),
+}
+PRODUCTS = ((50, 768), (196, 384), (49, 768))  # rows and columns of FC layers
 
 
 def device_file(
-    threads: int = 0, progress: Callable[[float], None] | None = None
+    threads: int = 0,
+    progress: Callable[[float], None] | None = None,
+    repeats: int = REPEATS,
 ) -> str:
     """Text of a device file for this machine with `threads` threads per operator."""
-    clock = _Clock(threads, progress, len(DENSE) + len(DEPTHWISE) + len(SIZES) + 2)
-    overhead = clock.seconds(_chain((1, 8))) / DEPTH
-    dense = [c.flops * DEPTH / clock.seconds(_convolutions(c)) for c in DENSE]
-    depthwise = [c.flops * DEPTH / clock.seconds(_convolutions(c)) for c in DEPTHWISE]
-    moved = {
-        size: 3 * size * DEPTH / clock.seconds(_chain((1, size // 4))) for size in SIZES
-    }
-    bandwidth = moved[SIZES[-1]]
-    fastest = max(moved.values())
-    inside = max(s for s in SIZES if moved[s] >= (fastest * bandwidth) ** 0.5)
-    elementwise = fastest / 3 / 4
-    return _text(
-        threads,
-        {
-            "internal_memory": 3 * inside,
-            "bandwidth": bandwidth,
-            "matrix": geometric_mean(dense),
-            "depthwise": geometric_mean(depthwise),
-            "elementwise": elementwise,
-            "layer_overhead": overhead,
-        },
+    probes = len(DENSE) + sum(map(len, KINDS.values())) + len(PRODUCTS) + len(SIZES) + 1
+    clock = _Clock(threads, progress, probes, repeats)
+    constants = {"layer_overhead": clock.seconds(_chain((1, 8))) / DEPTH}
+    constants["matrix"] = _convolving(clock, DENSE)
+    kinds = {kind: _convolving(clock, convs) for kind, convs in KINDS.items()}
+    kinds["FC"] = geometric_mean(
+        2 * rows * width**2 * DEPTH / clock.seconds(_products(rows, width))
+        for rows, width in PRODUCTS
+    )
+    return _text(threads, {**constants, **_memory(clock)}, kinds)
+
+
+def _convolving(clock: _Clock, convs: Sequence[Convolution]) -> float:
+    return geometric_mean(
+        conv.flops * DEPTH / clock.seconds(_convolutions(conv)) for conv in convs
     )
 
 
-def _text(threads: int, constants: dict[str, float]) -> str:
+def _memory(clock: _Clock) -> dict[str, float]:
+    """Bandwidth of what fits no cache, and the size from which nothing does.
+
+    That is where an addition's bandwidth falls below the geometric mean of its best
+    and its worst.
+    """
+    moved = {
+        size: 3 * size * DEPTH / clock.seconds(_chain((1, size // 4))) for size in SIZES
+    }
+    outside, best = moved[SIZES[-1]], max(moved.values())
+    inside = max(size for size in SIZES if moved[size] >= (best * outside) ** 0.5)
+    return {
+        "internal_memory": 3 * inside,
+        "bandwidth": outside,
+        "elementwise": best / 3 / 4,
+    }
+
+
+def _text(threads: int, constants: dict[str, float], kinds: dict[str, float]) -> str:
     import onnxruntime as ort
 
     machine = platform.processor() or platform.machine()
@@ -96,6 +106,9 @@ def _text(threads: int, constants: dict[str, float]) -> str:
         "",
         *(f"{key} = {value:.4g}" for key, value in constants.items()),
         'overlap = "full"',
+        "",
+        "[kinds]",
+        *(f'"{kind}" = {value:.4g}' for kind, value in kinds.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -104,9 +117,14 @@ class _Clock:
     """Times graphs, and reports how many of them are done."""
 
     def __init__(
-        self, threads: int, progress: Callable[[float], None] | None, count: int
+        self,
+        threads: int,
+        progress: Callable[[float], None] | None,
+        count: int,
+        repeats: int,
     ) -> None:
-        self.threads, self.progress, self.count, self.done = threads, progress, count, 0
+        self.threads, self.progress = threads, progress
+        self.count, self.repeats, self.done = count, repeats, 0
 
     def seconds(self, made: Made) -> float:
         """Fastest of several medians: what the machine can do, not its neighbours."""
@@ -115,7 +133,7 @@ class _Clock:
         feeds = {"x": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
         runner.run(None, feeds)
         times = []
-        for _ in range(REPEATS):
+        for _ in range(self.repeats):
             runs = [_once(runner, feeds) for _ in range(3)]
             while len(runs) < 50 and sum(runs) < 0.02:
                 runs.append(_once(runner, feeds))
@@ -166,6 +184,17 @@ def _convolutions(conv: Convolution) -> Made:
     return _model(
         nodes, [weight], (1, conv.channels, conv.size, conv.size), f"y{DEPTH}"
     )
+
+
+def _products(rows: int, width: int) -> Made:
+    """DEPTH equal matrix products in a chain."""
+    values = np.random.default_rng(1).standard_normal((width, width), dtype=np.float32)
+    weight = numpy_helper.from_array(values * np.float32(0.01), "w")
+    nodes = [
+        helper.make_node("MatMul", [f"y{i}" if i else "x", "w"], [f"y{i + 1}"])
+        for i in range(DEPTH)
+    ]
+    return _model(nodes, [weight], (1, rows, width), f"y{DEPTH}")
 
 
 def _chain(shape: tuple[int, ...]) -> Made:

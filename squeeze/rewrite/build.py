@@ -191,7 +191,7 @@ class _Builder:
         )
         acts = bool(later) and _activates(later[0], bool(self.site.activation), later)
         biased = acts or not any(one.op == "Conv" for one in later)
-        parts = out // group if group == source.channels else 1
+        parts = out // group if group == source.channels > 1 else 1
         made = [
             self.one_conv(
                 source, out // parts, group, kernel, attributes, biased, acts, sizes

@@ -1,6 +1,6 @@
 """Peak memory as `profile` predicts it, against onnxruntime's own arena.
 
-    python tests/benchmarks/peak_memory.py [--zoo FOLDER] [MODEL …]
+    python -m tests.benchmarks.peak_memory [--zoo FOLDER] [MODEL …]
 
 Baseline: bytes requested from the arena at each node, as onnxruntime's profiler
 reports them, less what was held before the first node (weights). Graph optimisation
@@ -9,7 +9,6 @@ and memory patterns are off, so that the graph is the one that was counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 import onnxruntime as ort
 
 from squeeze.measure import cases
-
-ZOO = Path(__file__).parents[3] / "shared" / "zoo"
+from tests.benchmarks import zoo
 
 
 def arena_peak(path: Path, feeds: dict[str, Any]) -> int:
@@ -46,15 +44,11 @@ def arena_peak(path: Path, feeds: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--zoo", type=Path, default=ZOO)
-    parser.add_argument("models", nargs="*", type=Path)
-    given = parser.parse_args()
-    paths = given.models or sorted(given.zoo.glob("*.onnx"))
+    found = zoo.paths(zoo.arguments(__doc__).parse_args())
     print("| model | predicted | arena | error | without reuse |")
     print("|---|---:|---:|---:|---:|")
     errors = []
-    for path in paths:
+    for path in found:
         case = cases.load(path)
         (candidate,) = cases.candidates([case])
         arena = arena_peak(path, candidate.feeds)

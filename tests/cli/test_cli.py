@@ -44,7 +44,7 @@ def test_json_is_one_document_and_nothing_else(tmp_path: Path) -> None:
     done = _squeeze("convert", DIGITS, "--to", "bottleneck", "-o", str(out), "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0
-    assert "new weights are not fitted" in done.stderr
+    assert "fitted to the old weights" in done.stderr
     assert report["schema"] == 1
     assert set(report) >= {"input", "output", "before", "after", "changes", "latency"}
     assert {"macs", "flops", "params", "weight_bytes", "file_bytes"} <= set(

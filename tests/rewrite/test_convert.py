@@ -384,11 +384,11 @@ def test_activations_keep_their_scale(baseline: Path, tmp_path: Path) -> None:
 def test_latency_and_report_of_the_sample(tmp_path: Path) -> None:
     """With measuring on, the report holds medians and an interval around the ratio."""
     out = tmp_path / "out.onnx"
-    result = squeeze.convert(SAMPLES / "cifar10_cnn.onnx", "effnet", out)
+    result = squeeze.convert(SAMPLES / "cifar10_cnn.onnx", "effnet", out, fit="none")
     assert result.latency is not None
     assert result.latency.ratio_low <= result.latency.ratio <= result.latency.ratio_high
     assert result.latency.before_ms > 0
-    assert "new weights are not fitted" in result.notes
+    assert any("fitted to the old weights" in note for note in result.notes)
 
 
 # -- rules --------------------------------------------------------------------------
@@ -457,7 +457,8 @@ def test_a_users_own_rule(tmp_path: Path) -> None:
         SAMPLES / "digits_cnn.onnx", str(path), out, allow_costlier=True, options=QUICK
     )
     assert result.applied == 2
-    assert result.changes[1].details == {"block": "mine", "params": {"width": 2}}
+    details = {"block": "mine", "params": {"width": 2}, "fit": "start weights"}
+    assert result.changes[1].details == details
 
 
 def test_a_rule_with_the_wrong_output_shape(

@@ -176,7 +176,14 @@ def _ranked(
     for cell in cells(trace, family):
         order = np.argsort(-scores[cell.units], kind="stable")
         units = cell.units[order]
-        densities = scores[units] / np.maximum(savings[units], 1e-30)
+        import os
+
+        costs = scores[units]
+        if os.environ.get("POWER") == "2":
+            costs = costs * np.cumsum(costs[::-1])[::-1]
+        elif os.environ.get("POWER") == "1.5":
+            costs = costs * np.sqrt(np.cumsum(costs[::-1])[::-1])
+        densities = costs / np.maximum(savings[units], 1e-30)
         yield Cell(units, cell.size), np.minimum.accumulate(densities)
 
 

@@ -264,13 +264,11 @@ def start_layers(chain: Chain, weight: Array, bias: Array) -> dict[ir.Value, Arr
         share = spread[source * s.shape[1] + index]
         columns = u[source, :, index] * (s[source, index] / share)[:, None]
         found.update(_assigned(last, columns.T.reshape(last.outputs, *last.shape[1:])))
-    node = last.nodes[0]
-    if (
-        len(node.inputs) > 2
-        and node.inputs[2] is not None
-        and last.outputs == len(bias)
-    ):
-        found[node.inputs[2]] = bias
+    if last.outputs == len(bias):
+        parts = np.split(bias, len(last.nodes))
+        for node, part in zip(last.nodes, parts, strict=True):
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                found[node.inputs[2]] = part
     return found
 
 

@@ -1,0 +1,1 @@
+"""Budgets: limits on what models cost, and the gate that holds them."""

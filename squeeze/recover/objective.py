@@ -197,16 +197,17 @@ def _known(
 def _replaced(
     student: GraphModule, teacher: GraphModule, shared: Sequence[Pair]
 ) -> tuple[Pair, ...]:
-    names = {p.student for p in shared}
-    return tuple(
-        pair
-        for pair in shared
-        if pair.student in student.reached
-        and any(
-            _is_new(student, teacher, w)
-            for w in segment(student, pair.student, names).weights
-        )
-    )
+    edge = {p.student for p in shared}
+
+    def is_site(name: str) -> bool:
+        if name not in student.reached:
+            return False
+        found = segment(student, name, edge)
+        if name in student.output_names and not found.reads:
+            return False  # the whole network: no site of it was replaced alone
+        return any(_is_new(student, teacher, w) for w in found.weights)
+
+    return tuple(pair for pair in shared if is_site(pair.student))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +43,7 @@ class Targets:
     outputs: tuple[Pair, ...]
     features: tuple[Pair, ...]
     sites: tuple[Pair, ...]
-    shared: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()  # sites and what they read: given while they learn
     activations: tuple[str, ...] = ()  # penalised, if there is an L1 term
 
     @property
@@ -73,7 +73,8 @@ def find_targets(
         if n in theirs and ours[n] == theirs[n] and len(ours[n]) > 1
     )
     names = {p.student for p in outputs}
-    inner = tuple(p for p in shared if p.student in student.reached - names)
+    inner = _stage_ends(shared, ours, student.reached - names)
+    sites = _replaced(student, teacher, shared)
     whole = [p for p in outputs if p.student in student.reached]
     if not whole:
         whole = _before_islands(student, shared)
@@ -82,8 +83,8 @@ def find_targets(
     return Targets(
         tuple(whole),
         inner or _by_shape(ours, theirs, student.reached - names),
-        _replaced(student, teacher, shared),
-        tuple(p.student for p in shared),
+        sites,
+        _known(student, sites, shared),
         _activations(student) if options.l1 else (),
     )
 
@@ -175,34 +176,63 @@ def _by_shape(
     return tuple(Pair(name, last[s]) for s, name in mine.items() if s in last)
 
 
+def _stage_ends(
+    shared: Sequence[Pair], ours: Mapping[str, torch.Size], reached: frozenset[str]
+) -> tuple[Pair, ...]:
+    """The last shared value of each shape: a few for any depth."""
+    last = {ours[p.student]: p for p in shared if p.student in reached}
+    return tuple(p for shape, p in last.items() if len(shape) >= 3)
+
+
+def _known(
+    student: GraphModule, sites: Sequence[Pair], shared: Sequence[Pair]
+) -> tuple[str, ...]:
+    edge = {p.student for p in shared}
+    found = {p.student for p in sites}
+    for pair in sites:
+        found |= segment(student, pair.student, edge).reads
+    return tuple(sorted(found))
+
+
 def _replaced(
     student: GraphModule, teacher: GraphModule, shared: Sequence[Pair]
 ) -> tuple[Pair, ...]:
-    names = {p.student for p in shared}
-    return tuple(
-        pair
-        for pair in shared
-        if pair.student in student.reached
-        and any(
-            _is_new(student, teacher, w)
-            for w in weights_behind(student, pair.student, names)
-        )
-    )
+    edge = {p.student for p in shared}
+
+    def is_site(name: str) -> bool:
+        if name not in student.reached:
+            return False
+        found = segment(student, name, edge)
+        if name in student.output_names and not found.reads:
+            return False  # the whole network: no site of it was replaced alone
+        return any(_is_new(student, teacher, w) for w in found.weights)
+
+    return tuple(pair for pair in shared if is_site(pair.student))
 
 
-def weights_behind(module: GraphModule, name: str, edge: set[str]) -> set[str]:
-    """Parameters between a value and the values of `edge` before it."""
-    found, open_ = set[str](), [name]
+@dataclass(frozen=True)
+class Segment:
+    """What lies between a value and the known values before it."""
+
+    weights: frozenset[str]
+    reads: frozenset[str]
+
+
+def segment(module: GraphModule, name: str, edge: Set[str]) -> Segment:
+    """Parameters and values of `edge` that `name` is computed from."""
+    weights, reads, open_ = set[str](), set[str](), [name]
     seen = {name}
     while open_:
         step = module.producer.get(open_.pop())
         for n in step.inputs if step is not None else ():
             if n in module._parameters:
-                found.add(n)
-            elif n and n not in edge and n not in seen:
+                weights.add(n)
+            elif n in edge:
+                reads.add(n)
+            elif n and n not in seen:
                 seen.add(n)
                 open_.append(n)
-    return found
+    return Segment(frozenset(weights), frozenset(reads))
 
 
 def _is_new(student: GraphModule, teacher: GraphModule, name: str) -> bool:
@@ -293,7 +323,7 @@ class BlockObjective(Objective):
     def __call__(self, fed: Fed) -> Tensor:
         sites = [p.student for p in self.targets.sites]
         with torch.no_grad():
-            given = self.teacher.run(fed.inputs, self.targets.shared)
+            given = self.teacher.run(fed.inputs, self.targets.known)
         small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
         found = self.student.run(small, sites, given)
         return torch.stack([mean_squared(found[n], given[n]) for n in sites]).mean()

@@ -26,7 +26,7 @@ from squeeze.recover.objective import (
     find_targets,
     input_shapes,
     new_weights,
-    weights_behind,
+    segment,
 )
 from squeeze.recover.options import Epoch, Options, Progress, Score
 from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
@@ -288,9 +288,9 @@ def _phases(
         epochs = max(epochs, 1)
     if not epochs or not share:
         return [Phase("whole", whole, options.epochs, 1.0, every)]
-    edge = set(targets.shared)
+    edge = set(targets.known)
     inside = {
-        w for p in targets.sites for w in weights_behind(student, p.student, edge)
+        w for p in targets.sites for w in segment(student, p.student, edge).weights
     }
     blocks = BlockObjective(student, teacher, targets, options)
     return [

@@ -198,12 +198,14 @@ class Trainer:
         """A moving average over about two epochs, quicker at the beginning."""
         horizon = max(2 * len(self.setting.feed), 20)
         decay = min(1 - 1 / horizon, (1 + self.cursor.step) / (10 + self.cursor.step))
-        with torch.no_grad():
-            for name, value in self.setting.student.state_dict().items():
-                if value.is_floating_point():
-                    self._average[name].lerp_(value, 1 - decay)
-                else:
-                    self._average[name].copy_(value)
+        own = self.setting.student.state_dict()
+        floats = [n for n, v in own.items() if v.is_floating_point()]
+        with torch.no_grad():  # one call for all: small networks have many tensors
+            torch._foreach_lerp_(
+                [self._average[n] for n in floats], [own[n] for n in floats], 1 - decay
+            )
+            for name in own.keys() - set(floats):
+                self._average[name].copy_(own[name])
 
     # -- epochs -----------------------------------------------------------------
 

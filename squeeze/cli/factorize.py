@@ -10,7 +10,7 @@ import click
 from squeeze.cli import _options as options
 
 
-class Amount(click.ParamType):
+class Amount(click.ParamType):  # type: ignore[type-arg]
     """A count with a prefix (600M), a share (50%), or one of a few words."""
 
     name = "amount"

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from squeeze.calibrate.stats import Stats
 from squeeze.cost.profile import count, profile
 from squeeze.errors import SqueezeError, UsageError
+from squeeze.model import node_name
 from squeeze.rewrite import sites
 from squeeze.rewrite.allocate import Option, allocate
 from squeeze.rewrite.fit import low_rank, source, waves
@@ -171,7 +172,7 @@ def _layers(model: ir.Model, shapes: Shapes, choice: Choice) -> list[_Planned]:
         layer, reason = low_rank.layer(node, convolutions.get(node), shapes)
         if layer is None and not reason:
             continue
-        name = layer.name if layer else low_rank.node_name(node)
+        name = layer.name if layer else node_name(node)
         before = Cost(*count(layer.nodes if layer else [node], shapes))
         reason = left_alone(name) or reason
         found.append(_Planned(name, None if reason else layer, reason, before))
@@ -237,8 +238,8 @@ def _priced(one: _Planned, cut: Cut, shapes: Shapes, choice: Choice) -> _Planned
         most = low_rank.break_even(one.layer, cut.method, one.before, shapes)
         return replace(
             one,
-            reason=f"{cut.method} at rank {cut.text} costs {after.macs:,} MACs, not less "
-            f"than the {one.before.macs:,} it replaces; ranks up to {most} pay",
+            reason=f"{cut.method} at rank {cut.text} costs {after.macs:,} MACs, not "
+            f"less than the {one.before.macs:,} it replaces; ranks up to {most} pay",
         )
     return replace(one, cut=cut, after=after)
 

@@ -157,7 +157,7 @@ class BlockTask:
         settle(graph, self.site, self.fragment)
 
     def wanted(self, shapes: Shapes) -> Products | None:
-        """Columns [x | target | the residual's input]; None where nothing can be fitted."""
+        """Columns [x | target | the residual's input]; None if nothing can be fitted."""
         if not self.fits:
             return None
         entry, window = self._entry()

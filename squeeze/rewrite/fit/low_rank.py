@@ -200,7 +200,7 @@ def _bias_add(node: ir.Node, rank: int) -> ir.Node | None:
     uses = node.outputs[0].uses()
     if len(uses) != 1 or node.outputs[0].is_graph_output() or rank != 2:
         return None
-    user = uses[0].node
+    user: ir.Node = next(iter(uses)).node
     if user.op_type != "Add" or user.graph is not node.graph:
         return None
     other = next((v for v in user.inputs if v is not node.outputs[0]), None)
@@ -308,9 +308,11 @@ class Scale:
             return [forms.spectrum(m @ m.T) for m in (columns.reshape(cin, -1), rows)]
         if self.outputs is not None:
             return [forms.spectrum(self.outputs)]
+        if self.layer.site is not None or self.weight.ndim == 2:
+            flat = self.weight.reshape(len(self.weight), -1)
+            flat = flat if len(flat) <= len(flat.T) else flat.T
+            return [forms.spectrum(flat @ flat.T)]
         batch = self.weight.reshape(-1, *self.weight.shape[-2:])
-        if self.layer.site is not None:
-            batch = self.weight.reshape(1, len(self.weight), -1)
         return [(np.linalg.svd(batch, compute_uv=False) ** 2).sum(0)]
 
     def by_energy(self, method: str, energy: float, round_to: int) -> Cut:
@@ -514,7 +516,10 @@ def _only(window: Window, axis: int) -> Window:
 
 
 class Task:
-    """A layer's cut on its way into the graph, by weights alone or fitted."""
+    """A layer's cut on its way into the graph, by weights alone or fitted.
+
+    A `waves.Task`; subclasses say what they want and how they fit.
+    """
 
     def __init__(self, one: Layer, cut: Cut, fragment: Fragment) -> None:
         self.one, self.cut, self.fragment = one, cut, fragment
@@ -533,6 +538,12 @@ class Task:
 
     def graft(self, graph: ir.Graph) -> None:
         graft(graph, self.one, self.fragment)
+
+    def wanted(self, shapes: Shapes) -> Products | None:
+        raise NotImplementedError
+
+    def solve(self, stats: Stats, held: Stats) -> None:
+        raise NotImplementedError
 
 
 def task(one: Layer, cut: Cut, original: ir.Model | None, shapes: Shapes) -> Task:
@@ -586,7 +597,7 @@ def _following_clamp(site: Site) -> match.Clamp | None:
     uses = site.output.uses()
     if len(uses) != 1 or site.output.is_graph_output():
         return None
-    return clamp(replace(site, activation=(uses[0].node,)))
+    return clamp(replace(site, activation=(next(iter(uses)).node,)))
 
 
 class DenseTask(Task):
@@ -596,10 +607,11 @@ class DenseTask(Task):
         super().__init__(one, cut, fragment)
         weight = one.weight()
         rank = cut.ranks[0]
-        u, s, v = np.linalg.svd(weight, full_matrices=False)
-        root = np.sqrt(s[..., :rank])
-        first = v[..., :rank, :] * root[..., :, None]
-        last = u[..., :, :rank] * root[..., None, :]
+        matrices = weight.reshape(-1, *weight.shape[-2:])
+        factors = [forms.output_pca(m, rank, None).factors for m in matrices]
+        lead = weight.shape[:-2]
+        first = np.stack([f[0][0] for f in factors]).reshape(*lead, rank, -1)
+        last = np.stack([f[1][:, 0] for f in factors]).reshape(*lead, -1, rank)
         self._write(first, last, one.bias())
 
     def _write(self, first: Array, last: Array, bias: Array) -> None:

@@ -79,6 +79,6 @@ def _free_energy(
 
 
 def rounded(rank: int, to: int, most: int) -> int:
-    """The nearest multiple of `to`, from `to` (or `most`, if that is less) up to `most`."""
+    """The nearest multiple of `to`, at least `to` and at most `most`."""
     nearest = max(to, int(rank / to + 0.5) * to)
     return min(nearest, most) if most >= to else most

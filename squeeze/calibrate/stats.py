@@ -74,7 +74,7 @@ class Stats:
             raw = np.diagonal(self.sums["product"]) / max(self.count, 1)
         else:
             raw = self.sums["square"] / max(self.count, 1)
-        return np.maximum(raw - self.mean**2, 0)
+        return np.asarray(np.maximum(raw - self.mean**2, 0))
 
     @property
     def covariance(self) -> Array:
@@ -255,8 +255,12 @@ class Collector:
         )
         self._plans = {name: builder.request(name, w) for name, w in wanted.items()}
         self._feeds = builder.feeds
-        self._session: Any = _session(builder.finish()) if wanted else None
-        self._inputs = {i.name for i in self._session.get_inputs()} if wanted else set()
+        self._session: Any = None
+        if wanted:
+            self._session = _session(builder.finish())
+        self._inputs: set[str] = set()
+        if wanted:
+            self._inputs = {i.name for i in self._session.get_inputs()}
 
     def over(self, data: Data, progress: Progress | None = None) -> dict[str, Stats]:
         """Run the data through and return the sums over it."""

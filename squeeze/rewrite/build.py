@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -419,13 +419,23 @@ def _fitting_pads(
 # -- putting it in ------------------------------------------------------------------
 
 
-def graft(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
+class Place(Protocol):
+    """Nodes in a row that a fragment can replace."""
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]: ...
+
+    @property
+    def input(self) -> ir.Value: ...
+
+
+def graft(graph: ir.Graph, site: Place, fragment: Fragment) -> None:
     """Replace the site's nodes by the fragment; the output value keeps its name."""
     attach(graph, site, fragment)
     settle(graph, site, fragment)
 
 
-def attach(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
+def attach(graph: ir.Graph, site: Place, fragment: Fragment) -> None:
     """Put the fragment beside the site: it reads the same input, nothing reads it."""
     taken = {v.name for v in graph.initializers.values()}
     nodes = list(graph)
@@ -438,7 +448,7 @@ def attach(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
     graph.insert_after(site.nodes[-1], fragment.nodes)
 
 
-def settle(graph: ir.Graph, site: Site, fragment: Fragment) -> None:
+def settle(graph: ir.Graph, site: Place, fragment: Fragment) -> None:
     """Let an attached fragment take the site's place."""
     old = site.nodes
     inputs = [v for node in old for v in node.inputs if v is not None]

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from squeeze.calibrate.stats import Columns, Products, Stats, Window
 from squeeze.rewrite.build import Fragment, attach, settle
-from squeeze.rewrite.fit import match, read
+from squeeze.rewrite.fit import forms, match, read
+from squeeze.rewrite.fit.forms import Form
 from squeeze.rewrite.fit.match import Clamp, Fitted, dense, fit
 from squeeze.rewrite.fit.read import Chain, Structure
 from squeeze.rewrite.fit.waves import kept_samples
@@ -71,7 +72,7 @@ class Start:
 
     chain: Chain | None
     structure: Structure | None
-    form: match.Form | None
+    form: Form | None
     method: str
 
 
@@ -127,12 +128,18 @@ class BlockTask:
     """A built block at its site, fitted to data."""
 
     def __init__(
-        self, site: Site, fragment: Fragment, begun: Start, original: ir.Model
+        self,
+        site: Site,
+        fragment: Fragment,
+        begun: Start,
+        original: ir.Model,
+        bounds: Clamp | None = None,
     ) -> None:
         self.site, self.fragment, self.begun = site, fragment, begun
         self.residual, self.alike, self.fits = _ending(site, fragment, begun.chain)
         self.target = target_value(original, site, self.alike) if self.fits else ""
-        self.clamp = clamp(site) if self.alike and not self.residual else None
+        found = bounds or clamp(site)  # `bounds`: of an activation that stays outside
+        self.clamp = found if self.alike and not self.residual else None
         self.fitted: Fitted | None = None
         self._input = site.input.name or ""
         self._width = 0
@@ -150,7 +157,7 @@ class BlockTask:
         settle(graph, self.site, self.fragment)
 
     def wanted(self, shapes: Shapes) -> Products | None:
-        """Columns [x | target | the residual's input]; None where nothing can be fitted."""
+        """Columns [x | target | the residual's input]; None if nothing can be fitted."""
         if not self.fits:
             return None
         entry, window = self._entry()
@@ -183,7 +190,8 @@ class BlockTask:
             )
         _, bias = folded(self.site)
         if self.begun.structure is not None and self.begun.form is not None:
-            self.fitted = fit(self.begun.form, stats, held, self.clamp, bias=bias)
+            form = self._start(stats)
+            self.fitted = fit(form, stats, held, self.clamp, bias=bias)
             arrays = self.begun.structure.arrays(self.fitted.form, self.fitted.bias)
         else:
             assert self.begun.chain is not None
@@ -192,6 +200,19 @@ class BlockTask:
             self.fitted = fit(form, stats, held, self.clamp)
             arrays = _last_arrays(last.nodes[0], self.fitted)
         read.write(arrays)
+
+    def _start(self, stats: Stats) -> Form:
+        """The best kernel of the rank, where one convolution and a 1×1 share it."""
+        form = self.begun.form
+        assert form is not None and self.begun.chain is not None
+        first = form.factors[0]
+        full = min(self.site.cout, self._width)
+        if form.spec != "gnl,ogn->ogl" or len(first) > 1 or first.shape[1] >= full:
+            return form
+        weight, _ = folded(self.site)
+        target = match.target_of(stats, self._width)
+        flat = weight.reshape(len(weight), -1)
+        return forms.output_pca(flat, first.shape[1], target)
 
 
 def _flat(node: ir.Node) -> Array:

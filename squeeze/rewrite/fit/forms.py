@@ -264,15 +264,10 @@ def output_pca(
         outputs = weight @ target.inputs @ weight.T
     if outputs is None:
         outputs = weight @ weight.T
-    basis = _padded(_leading(_root(outputs), rank), 1, rank)
+    _, vectors = np.linalg.eigh(outputs)
+    basis = _padded(vectors[:, ::-1], 1, rank)
     first = (basis.T @ weight)[None]
     return Form("output-PCA", "gnl,ogn->ogl", (first, basis[:, None, :]))
-
-
-def _root(covariance: Array) -> Array:
-    """A matrix whose Gram has the same leading vectors: the symmetric root's column."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def spectrum(covariance: Array) -> Array:

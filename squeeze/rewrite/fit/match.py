@@ -31,7 +31,7 @@ class Clamp:
     high: float = np.inf
 
     def __call__(self, y: Array) -> Array:
-        return np.clip(y, self.low, self.high)
+        return np.asarray(np.clip(y, self.low, self.high))
 
     def free(self, wanted: Array, present: Array) -> Array:
         """Targets of least effort: what is cut off may stay where it is."""

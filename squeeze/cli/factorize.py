@@ -1,0 +1,93 @@
+"""squeeze factorize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from squeeze.cli import _options as options
+
+
+class Amount(click.ParamType):  # type: ignore[type-arg]
+    """A count with a prefix (600M), a share (50%), or one of a few words."""
+
+    name = "amount"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | float | str:
+        text = str(value).strip()
+        if text in self.words:
+            return text
+        factor = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
+        number = text[:-1] if factor != 1 or text.endswith("%") else text
+        try:
+            amount = float(number)
+        except ValueError:
+            amount = -1.0
+        if not 0 < amount < 1e18 or (text.endswith("%") and amount > 100):
+            also = f", or {' or '.join(self.words)}" if self.words else ""
+            self.fail(f"{text!r} is not a count or a share; write 600M or 50%{also}")
+        return amount / 100 if text.endswith("%") else max(round(amount * factor), 1)
+
+
+@click.command("factorize", short_help="Low-rank layers, fully connected and others.")
+@options.model_argument
+@click.option(
+    "--energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of each layer's energy to keep. Default: 0.99.",
+)
+@click.option(
+    "--rank",
+    type=Amount("evbmf"),
+    help="Ranks: a number, a share of the full rank (25%), or evbmf.",
+)
+@click.option("--macs", type=Amount(), help="MACs of the whole model: 50%, 600M.")
+@click.option("--params", type=Amount(), help="Parameters of the whole model.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "pca", "spatial", "tucker"]),
+    default="auto",
+    help="For convolutions; auto takes the best per layer.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Ranks are multiples of this.",
+)
+@click.option("--allow-costlier", is_flag=True, help="Also where it costs more.")
+@options.selecting
+@options.fitting
+@options.rewriting
+def command(model: Path, **given: Any) -> None:
+    """Replace MODEL's layers by products of thinner ones.
+
+    Give one of --energy, --rank, --macs and --params. With --data the factors are
+    fitted to what the layers see, in network order.
+    """
+    from squeeze.rewrite.factorize import factorize
+
+    with options.fit_data(given) as data:
+        result = factorize(
+            model,
+            energy=given["energy"],
+            rank=given["rank"],
+            macs=given["macs"],
+            params=given["params"],
+            method=given["method"],
+            only=given["only"],
+            skip=given["skip"],
+            round_to=given["round_to"],
+            allow_costlier=given["allow_costlier"],
+            data=data,
+            options=options.run_options(model, "factorized", given),
+        )
+    options.print_result(result, given)

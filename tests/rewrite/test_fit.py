@@ -1,0 +1,418 @@
+"""Closed forms, least squares and factorize, through onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import squeeze
+from squeeze.errors import SqueezeError, UsageError
+from squeeze.rewrite.allocate import Option, allocate
+from squeeze.rewrite.convert import convert
+from squeeze.rewrite.factorize import factorize
+from squeeze.rewrite.fit import forms, ranks
+from squeeze.rewrite.fit.source import FitData
+from squeeze.rewrite.run import Options
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+QUICK = Options(bench=False, simplify=False)
+RNG = np.random.default_rng(0)
+ELEMENTS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+
+
+def conv_model(
+    shape: tuple[int, ...],
+    weight: tuple[int, ...],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    dtype: int = TensorProto.FLOAT,
+) -> onnx.ModelProto:
+    """One convolution with bias and ReLU."""
+    rng = np.random.default_rng(sum(weight) + sum(pads))
+    scale = 1 / np.sqrt(np.prod(weight[1:]))
+    arrays = {
+        "w": rng.normal(size=weight) * scale,
+        "b": rng.normal(size=weight[0]),
+    }
+    nodes = [
+        helper.make_node(
+            "Conv",
+            ["x", "w", "b"],
+            ["y"],
+            "conv",
+            strides=strides,
+            pads=pads,
+            dilations=dilations,
+        ),
+        helper.make_node("Relu", ["y"], ["z"], "relu"),
+    ]
+    return model_of(nodes, arrays, {"x": shape}, "z", dtype)
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    arrays: dict[str, np.ndarray],
+    inputs: dict[str, tuple[int, ...]],
+    output: str,
+    dtype: int = TensorProto.FLOAT,
+) -> onnx.ModelProto:
+    """A graph with a dynamic batch; `inputs` are shapes behind it."""
+    element = ELEMENTS[dtype]
+    weights = [numpy_helper.from_array(a.astype(element), k) for k, a in arrays.items()]
+    values = [
+        helper.make_tensor_value_info(k, dtype, ["n", *s]) for k, s in inputs.items()
+    ]
+    out = helper.make_tensor_value_info(output, dtype, None)
+    graph = helper.make_graph(nodes, "g", values, [out], weights)
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+def outputs(model: onnx.ModelProto | ir.Model, **feeds: np.ndarray) -> np.ndarray:
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    return ort.InferenceSession(proto.SerializeToString()).run(None, feeds)[0]
+
+
+def relative(made: np.ndarray, wanted: np.ndarray) -> float:
+    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
+    return float(np.linalg.norm(made - wanted) / max(np.linalg.norm(wanted), 1e-30))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, object]:
+    """2-D convolutions: any stride, uneven pads, dilation, odd sizes."""
+    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
+    dilations = [draw(st.integers(1, 2)) for _ in range(2)]
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    return {
+        "shape": (
+            draw(st.integers(1, 5)),
+            *(s + draw(st.integers(0, 6)) for s in spans),
+        ),
+        "out": draw(st.integers(1, 7)),
+        "kernel": kernel,
+        "strides": [draw(st.integers(1, 3)) for _ in range(2)],
+        "pads": [draw(st.integers(0, spans[i % 2] - 1)) for i in range(4)],
+        "dilations": dilations,
+    }
+
+
+def built(case: dict[str, object], dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    shape, kernel = case["shape"], case["kernel"]
+    weight = (case["out"], shape[0], *kernel)  # type: ignore[index, misc]
+    attributes = {k: case[k] for k in ("strides", "pads", "dilations")}
+    return conv_model(shape, weight, dtype=dtype, **attributes)  # type: ignore[arg-type]
+
+
+def exact(case: dict[str, object], to: str, **how: object) -> None:
+    """Full rank reproduces the convolution in float32 and float16."""
+    for dtype, limit in ((TensorProto.FLOAT, 1e-5), (TensorProto.FLOAT16, 5e-3)):
+        proto = built(case, dtype)
+        x = RNG.normal(size=(2, *case["shape"])).astype(ELEMENTS[dtype])  # type: ignore[misc]
+        model = ir.from_proto(proto)
+        if to in ("pca", "spatial", "tucker"):
+            result = factorize(
+                model,
+                rank=10**6,
+                method=to,  # type: ignore[arg-type]
+                allow_costlier=True,
+                options=QUICK,
+            )
+            if not result.applied:  # spatial needs two axes to split
+                assert 1 in case["kernel"]  # type: ignore[operator]
+                continue
+        else:
+            result = convert(
+                model,
+                to,
+                keep_first=False,
+                allow_costlier=True,
+                options=QUICK,
+                **how,  # type: ignore[arg-type]
+            )
+            if not result.applied:
+                assert result.changes[0].reason
+                continue
+        assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < limit
+
+
+@pytest.mark.parametrize("method", ["pca", "spatial", "tucker"])
+@settings(max_examples=15, deadline=None)
+@given(case=convolutions())
+def test_full_rank_is_exact(method: str, case: dict[str, object]) -> None:
+    """Every method at full rank is the layer, at any stride, pad, dilation, size."""
+    exact(case, method)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=convolutions())
+def test_full_multiplier_is_exact(case: dict[str, object]) -> None:
+    """Depthwise-separable with one copy per tap is the layer."""
+    taps = int(np.prod(case["kernel"]))  # type: ignore[call-overload]
+    exact(case, "depthwise-separable", settings={"multiplier": taps})
+
+
+def test_full_rank_stays_exact_on_data() -> None:
+    """Least squares on data leaves what is exact alone."""
+    proto = conv_model((4, 9, 9), (6, 4, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1])
+    x = RNG.normal(size=(64, 4, 9, 9)).astype(np.float32)
+    result = factorize(
+        ir.from_proto(proto),
+        rank=6,
+        method="pca",
+        allow_costlier=True,
+        data=FitData({"x": x}, samples=40),
+        options=QUICK,
+    )
+    assert result.changes[0].fit_error is not None
+    assert result.changes[0].fit_error < 1e-9
+    assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < 1e-5
+
+
+# -- fully connected ----------------------------------------------------------------
+
+
+def known_spectrum(size: int, spectrum: np.ndarray) -> np.ndarray:
+    """(size, size) with these singular values: Householder reflections around them."""
+    u, v = (RNG.normal(size=size) for _ in range(2))
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+    inner = np.diag(spectrum)
+    inner = inner - 2 * np.outer(u, u @ inner)
+    return np.asarray(inner - 2 * np.outer(inner @ v, v))
+
+
+def test_known_spectrum_of_a_large_layer() -> None:
+    """The error is the spectrum's tail, the rank the smallest there is."""
+    size = 1024
+    spectrum = 0.99 ** np.arange(size)
+    weight = known_spectrum(size, spectrum)
+    squared = spectrum**2
+    rank = int(np.argmax(np.cumsum(squared) >= 0.9 * squared.sum())) + 1
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], "fc")
+    proto = model_of([node], {"w": weight}, {"x": (size,)}, "y")
+    result = factorize(ir.from_proto(proto), energy=0.9, round_to=1, options=QUICK)
+    assert result.changes[0].details["rank"] == rank
+    factors = [v.const_value.numpy() for v in result.model.graph.initializers.values()]
+    first, last = sorted(factors, key=lambda a: a.shape[0])
+    made = (last.astype(np.float64) @ first).T
+    error = np.linalg.norm(made - weight) ** 2 / squared.sum()
+    assert error == pytest.approx(squared[rank:].sum() / squared.sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("op", ["gemm", "gemm-transposed", "matmul", "batched"])
+def test_fully_connected_layers(op: str) -> None:
+    """Gemm, MatMul + Add and batched MatMul: exact at the weight's own rank."""
+    low = RNG.normal(size=(12, 3)) @ RNG.normal(size=(3, 10))
+    arrays = {"w": low, "b": RNG.normal(size=10)}
+    x = RNG.normal(size=(5, 12)).astype(np.float32)
+    shape: tuple[int, ...] = (12,)
+    if op.startswith("gemm"):
+        transposed = op == "gemm-transposed"
+        arrays["w"] = low.T if transposed else low
+        nodes = [
+            helper.make_node(
+                "Gemm", ["x", "w", "b"], ["y"], "fc", transB=int(transposed), alpha=0.5
+            )
+        ]
+    else:
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], "fc"),
+            helper.make_node("Add", ["m", "b"], ["y"], "add"),
+        ]
+    if op == "batched":
+        arrays["w"] = np.stack([low, 2 * low])
+        shape, x = (2, 4, 12), RNG.normal(size=(5, 2, 4, 12)).astype(np.float32)
+    proto = model_of(nodes, arrays, {"x": shape}, "y")
+    data = None if op == "batched" else FitData({"x": np.tile(x, (8, 1))}, samples=30)
+    for given_data in (None, data):
+        result = factorize(ir.from_proto(proto), rank=3, options=QUICK, data=given_data)
+        assert result.applied == 1
+        assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < 1e-5
+
+
+# -- ranks and budgets --------------------------------------------------------------
+
+
+@given(
+    values=st.lists(st.floats(0.01, 100), min_size=1, max_size=30),
+    energy=st.floats(0.05, 1),
+)
+def test_rank_of_an_energy_is_the_smallest(values: list[float], energy: float) -> None:
+    """One rank less keeps less than asked for."""
+    spectrum = np.sort(values)[::-1] ** 2
+    rank = ranks.by_energy(spectrum, energy)
+    assert spectrum[:rank].sum() >= (energy - 1e-9) * spectrum.sum()
+    assert rank == 1 or spectrum[: rank - 1].sum() < energy * spectrum.sum()
+
+
+@pytest.mark.parametrize("shape", [(100, 300), (300, 100), (200, 200)])
+@pytest.mark.parametrize("rank", [1, 5, 40])
+def test_evbmf_finds_the_rank_under_noise(shape: tuple[int, int], rank: int) -> None:
+    """Nakajima et al.: signal well above the noise is counted, noise is not."""
+    rows, columns = shape
+    clean = RNG.normal(size=(rows, rank)) @ RNG.normal(size=(rank, columns))
+    noisy = clean + 0.3 * RNG.normal(size=shape)
+    assert ranks.evbmf(np.linalg.svd(noisy, compute_uv=False), rows, columns) == rank
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_allocation_is_feasible_and_good(data: st.DataObject) -> None:
+    """Within the budget, and no worse than the best of all combinations by much."""
+    menu = st.lists(
+        st.tuples(st.integers(1, 20), st.floats(0, 1)), min_size=1, max_size=3
+    )
+    rows = data.draw(st.lists(menu, min_size=1, max_size=4))
+    menus = {i: [Option(c, loss, None) for c, loss in m] for i, m in enumerate(rows)}
+    floor = sum(min(o.cost for o in m) for m in menus.values())
+    budget = floor + data.draw(st.integers(0, 30))
+    taken = allocate(menus, budget)
+    assert sum(o.cost for o in taken.values()) <= budget
+    best = _best(list(menus.values()), budget)
+    spread = max((o.loss for m in menus.values() for o in m), default=0)
+    assert sum(o.loss for o in taken.values()) <= best + spread + 1e-9
+    with pytest.raises(SqueezeError, match="out of reach"):
+        allocate(menus, floor - 1)
+
+
+def _best(menus: list[list[Option[None]]], budget: float) -> float:
+    if not menus:
+        return 0.0
+    tries = [
+        o.loss + _best(menus[1:], budget - o.cost) for o in menus[0] if o.cost <= budget
+    ]
+    return min(tries, default=float("inf"))
+
+
+def test_never_costlier() -> None:
+    """A rank past break-even is refused, with the largest one that pays."""
+    proto = model_of(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], "fc")],
+        {"w": RNG.normal(size=(12, 10))},
+        {"x": (12,)},
+        "y",
+    )
+    result = factorize(ir.from_proto(proto), rank=6, options=QUICK)
+    assert result.applied == 0
+    assert "ranks up to 5 pay" in result.changes[0].reason
+
+
+def test_budget_of_the_whole_network() -> None:
+    """--macs is met, and missed with the least that can be reached."""
+    path = SAMPLES / "digits_cnn.onnx"
+    result = factorize(path, macs=0.5, options=QUICK)
+    assert 0.3 * result.before.macs < result.after.macs <= 0.5 * result.before.macs
+    with pytest.raises(SqueezeError, match="out of reach: low rank leaves at least"):
+        factorize(path, macs=0.001, options=QUICK)
+
+
+# -- data ---------------------------------------------------------------------------
+
+
+def test_data_beats_weights_and_more_multipliers_fit_better() -> None:
+    """On the digits, fitting to data keeps the accuracy that the weights alone lose."""
+    digits = np.load(SAMPLES / "digits.npz")
+    test = np.load(SAMPLES / "digits_test.npz")
+    path = SAMPLES / "digits_cnn.onnx"
+
+    def accuracy(model: ir.Model) -> float:
+        found = outputs(model, input=test["x"]).argmax(1)
+        return float((found == test["labels"]).mean())
+
+    errors, scores = [], []
+    for multiplier in (1, 2, 4):
+        data = FitData({"input": digits["x"]}, samples=400)
+        result = convert(
+            path,
+            "depthwise-separable",
+            settings={"multiplier": multiplier},
+            allow_costlier=True,
+            data=data,
+            options=QUICK,
+        )
+        errors.append(sum(c.fit_error or 0 for c in result.changes))
+        scores.append(accuracy(result.model))
+        assert any("fitted to" in note for note in result.notes)
+    alone = convert(
+        path,
+        "depthwise-separable",
+        settings={"multiplier": 1},
+        allow_costlier=True,
+        options=QUICK,
+    )
+    assert errors == sorted(errors, reverse=True)
+    assert scores[0] > accuracy(alone.model) + 0.1
+    assert scores[2] > accuracy(squeeze.load(path)) - 0.02
+
+
+@pytest.mark.parametrize("block", ["effnet", "inverted-residual", "effnet-v2"])
+def test_blocks_with_activations_inside_are_fitted(block: str) -> None:
+    """Least squares of the last layer on the block's own features explains most."""
+    digits = np.load(SAMPLES / "digits.npz")
+    data = FitData({"input": digits["x"]}, samples=400)
+    result = convert(
+        SAMPLES / "digits_cnn.onnx",
+        block,
+        allow_costlier=True,
+        data=data,
+        options=QUICK,
+    )
+    errors = [c.fit_error for c in result.changes if c.applied]
+    assert errors
+    assert all(e is not None and e < 0.9 for e in errors)
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    """Fitting on data is reproducible."""
+    digits = np.load(SAMPLES / "digits.npz")["x"][:100]
+    made = []
+    for name in ("a", "b"):
+        data = FitData({"input": digits}, samples=50)
+        path = tmp_path / f"{name}.onnx"
+        factorize(SAMPLES / "digits_cnn.onnx", path, rank=0.5, data=data, options=QUICK)
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
+
+
+def test_a_layer_that_never_varies() -> None:
+    """Constant data is fitted to without a crash, and its outputs are kept."""
+    proto = conv_model((4, 6, 6), (8, 4, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1])
+    x = np.zeros((20, 4, 6, 6), np.float32)
+    result = factorize(
+        ir.from_proto(proto), rank=2, data=FitData({"x": x}), options=QUICK
+    )
+    assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < 1e-5
+
+
+def test_fit_data_needs_data() -> None:
+    """--fit data without --data says what to pass."""
+    with pytest.raises(UsageError, match="--data"):
+        convert(SAMPLES / "digits_cnn.onnx", "bottleneck", fit="data", options=QUICK)
+
+
+def test_sweeps_lower_the_error_of_every_form() -> None:
+    """Alternating least squares beats the closed form on correlated inputs."""
+    weight = RNG.normal(size=(12, 8, 3, 3))
+    x = RNG.normal(size=(4000, 10)) @ RNG.normal(size=(10, 72))
+    x += 0.1 * RNG.normal(size=x.shape)
+    gram = x.T @ x / len(x)
+    flat = weight.reshape(12, -1)
+    target = forms.Target(gram, gram @ flat.T, float(np.trace(flat @ gram @ flat.T)))
+    for start in (
+        forms.grouped_pointwise(weight, 8, 1),
+        forms.pointwise_grouped(weight, 12, 1),
+        forms.spatial(weight, 6),
+        forms.tucker(weight, 4, 6),
+    ):
+        before = target.error(start.kernel())
+        after = target.error(forms.sweep(start, target).kernel())
+        assert after < 0.8 * before

@@ -72,7 +72,7 @@ def _free_energy(
     edge: float,
     alpha: float,
 ) -> float:
-    """Free energy per noise variance, up to constants (Nakajima et al. 2013, eq. 21)."""
+    """Free energy per noise variance, up to constants (Nakajima et al. 2013)."""
     x = np.maximum(squares / (high * variance), 1e-300)
     large, small = x[x > edge], x[x <= edge]
     spread = large - (1 + alpha)

@@ -38,6 +38,11 @@ from squeeze.cli import _options as options
     default="auto",
     help="What new weights are fitted to. auto: --data if given, else the old weights.",
 )
+@click.option(
+    "--macs",
+    type=options.Amount(),
+    help="MACs of the whole model: 50%, 600M. Chooses the sites and the multiplier.",
+)
 @options.fitting
 @options.rewriting
 def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> None:
@@ -60,6 +65,7 @@ def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> No
             allow_costlier=given["allow_costlier"],
             fit=given["fit"],
             data=data,
+            macs=given["macs"],
             options=options.run_options(model, Path(to).stem, given),
         )
     options.print_result(result, given)

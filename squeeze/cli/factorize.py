@@ -10,32 +10,6 @@ import click
 from squeeze.cli import _options as options
 
 
-class Amount(click.ParamType):  # type: ignore[type-arg]
-    """A count with a prefix (600M), a share (50%), or one of a few words."""
-
-    name = "amount"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | float | str:
-        text = str(value).strip()
-        if text in self.words:
-            return text
-        factor = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
-        number = text[:-1] if factor != 1 or text.endswith("%") else text
-        try:
-            amount = float(number)
-        except ValueError:
-            amount = -1.0
-        if not 0 < amount < 1e18 or (text.endswith("%") and amount > 100):
-            also = f", or {' or '.join(self.words)}" if self.words else ""
-            self.fail(f"{text!r} is not a count or a share; write 600M or 50%{also}")
-        return amount / 100 if text.endswith("%") else max(round(amount * factor), 1)
-
-
 @click.command("factorize", short_help="Low-rank layers, fully connected and others.")
 @options.model_argument
 @click.option(
@@ -45,11 +19,13 @@ class Amount(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--rank",
-    type=Amount("evbmf"),
+    type=options.Amount("evbmf"),
     help="Ranks: a number, a share of the full rank (25%), or evbmf.",
 )
-@click.option("--macs", type=Amount(), help="MACs of the whole model: 50%, 600M.")
-@click.option("--params", type=Amount(), help="Parameters of the whole model.")
+@click.option(
+    "--macs", type=options.Amount(), help="MACs of the whole model: 50%, 600M."
+)
+@click.option("--params", type=options.Amount(), help="Parameters of the whole model.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "pca", "spatial", "tucker"]),

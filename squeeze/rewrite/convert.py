@@ -12,19 +12,30 @@ from typing import Literal
 import onnx_ir as ir
 
 from squeeze.cost.profile import count
-from squeeze.errors import RuleError, UsageError
+from squeeze.errors import RuleError, SqueezeError, UsageError
 from squeeze.rewrite import blocks, sites
+from squeeze.rewrite.allocate import Option, allocate
 from squeeze.rewrite.blocks import Param, Rule
 from squeeze.rewrite.build import Fragment, Refused, build, graft
 from squeeze.rewrite.expressions import Value
 from squeeze.rewrite.fit import blocks as blocks_fit
-from squeeze.rewrite.fit import source, waves
+from squeeze.rewrite.fit import low_rank, source, waves
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.plan import Change, Cost, Outcome, Result, named, selector
 from squeeze.rewrite.run import Options, run
 from squeeze.rewrite.sites import Candidate, Site
 from squeeze.shapes import Shapes
 
+MENU: tuple[Fraction | int, ...] = (
+    *(Fraction(i, 8) for i in range(1, 8)),
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+)
 UNFITTED = "new weights are not fitted"
 Fit = Literal["auto", "weights", "data", "none"]
 FINEST = 100  # parameters are searched in hundredths
@@ -74,12 +85,15 @@ def convert(
     allow_costlier: bool = False,
     fit: Fit = "auto",
     data: FitData | None = None,
+    macs: int | float | None = None,
     options: Options | None = None,
 ) -> Result:
     """Replace standard convolutions by the block `to` (a name, or a .toml's path).
 
     Writes to `output` if one is given; the rewritten model is in the result as well.
     New weights are fitted to `data` where there is any, else to the old weights.
+    `macs` is what the whole model may cost (a float is a share): it decides which
+    sites are converted, and with which value of the block's first number.
     Raises UsageError for an unknown block or parameter, RuleError for a bad rule.
     """
     rule = blocks.load(to)
@@ -102,7 +116,7 @@ def convert(
     used = fit if fit != "auto" else ("weights" if data.data is None else "data")
     return run(
         model,
-        lambda m, shapes: apply(m, shapes, choice, used, data),
+        lambda m, shapes: apply(m, shapes, choice, used, data, macs),
         options,
         data.fidelity,
     )
@@ -114,9 +128,13 @@ def apply(
     choice: Choice,
     fit: Fit = "none",
     data: FitData | None = None,
+    macs: int | float | None = None,
 ) -> Outcome:
     """Plan every convolution, then put the accepted blocks in, fitted as asked."""
-    planned = plan(model, shapes, choice)
+    if macs is None:
+        planned = plan(model, shapes, choice)
+    else:
+        planned = planned_for(model, shapes, choice, macs, data)
     taken = [p for p in planned if p.fragment is not None and p.site is not None]
     fitted: dict[str, Refit] = {}
     notes: list[str] = []
@@ -145,6 +163,90 @@ def apply(
         for one in planned
     ]
     return Outcome(model, changes, notes)
+
+
+# -- a budget over all sites --------------------------------------------------------
+
+
+def planned_for(
+    model: ir.Model,
+    shapes: Shapes,
+    choice: Choice,
+    macs: int | float,
+    data: FitData | None,
+) -> list[Planned]:
+    """The plan of least loss within a budget for the whole model (maths.md, E).
+
+    A site's menu is the block at several values of its first number, and leaving it
+    alone. Raises SqueezeError where the budget is out of reach.
+    """
+    candidates = sites.find(model, shapes)
+    reason = selector(choice.only, choice.skip)
+    scales = _scales(model, shapes, candidates, data)
+    whole = sum(count([node], shapes)[0] for node in model.graph)
+    fixed, menus = float(whole), dict[int, list[Option[Planned]]]()
+    planned: list[Planned] = []
+    for index, candidate in enumerate(candidates):
+        tried = [
+            _planned(candidate, shapes, one, reason(candidate.name))
+            for one in _settings(choice)
+        ]
+        planned.append(tried[0])
+        done = [t for t in tried if t.change.applied]
+        if not done or done[0].change.before is None:
+            continue
+        before = done[0].change.before
+        left = _refused(candidate.name, choice, "left as it is: within budget", before)
+        fixed -= before.macs
+        menus[index] = [Option(before.macs, 0.0, Planned(left))]
+        for one in done:
+            assert one.fragment is not None and one.site is not None
+            loss = blocks_fit.loss(one.site, one.fragment, scales.get(candidate.name))
+            menus[index].append(Option(one.fragment.cost.macs, loss, one))
+    limit = macs * whole if isinstance(macs, float) else macs
+    least = fixed + sum(min(o.cost for o in menu) for menu in menus.values())
+    if least > limit:
+        raise SqueezeError(
+            f"--macs {limit:,.0f} is out of reach: {choice.rule.name} leaves at least "
+            f"{least:,.0f} of {whole:,}; raise it, or squeeze shrink"
+        )
+    taken = allocate(menus, limit - fixed)
+    return [taken[i].item if i in taken else one for i, one in enumerate(planned)]
+
+
+def _scales(
+    model: ir.Model,
+    shapes: Shapes,
+    candidates: Sequence[Candidate],
+    data: FitData | None,
+) -> dict[str, low_rank.Scale]:
+    """What each site's inputs say about losses, where there is data."""
+    if data is None or data.data is None:
+        return {}
+    found = [low_rank.layer(c.node, c, shapes)[0] for c in candidates if c.site]
+    layers = [one for one in found if one is not None]
+    calibration = data.calibration(model, shapes)
+    stats = low_rank.statistics(model, shapes, layers, calibration)
+    return {
+        one.name: low_rank.Scale.of(one, stats.pop(one.name))
+        for one in layers
+        if one.name in stats
+    }
+
+
+def _settings(choice: Choice) -> Iterator[Choice]:
+    """The choice at several values of the block's first number, its own first."""
+    yield choice
+    for param in choice.rule.params.values():
+        if not param.numeric:
+            continue
+        for value in MENU:
+            try:
+                param.check(value, "")
+            except RuleError:
+                continue
+            yield replace(choice, settings={**choice.settings, param.name: value})
+        return
 
 
 @dataclass(frozen=True)

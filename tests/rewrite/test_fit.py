@@ -146,14 +146,14 @@ def exact(case: dict[str, object], to: str, **how: object) -> None:
 
 
 @pytest.mark.parametrize("method", ["pca", "spatial", "tucker"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=convolutions())
 def test_full_rank_is_exact(method: str, case: dict[str, object]) -> None:
     """Every method at full rank is the layer, at any stride, pad, dilation, size."""
     exact(case, method)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(case=convolutions())
 def test_full_multiplier_is_exact(case: dict[str, object]) -> None:
     """Depthwise-separable with one copy per tap is the layer."""

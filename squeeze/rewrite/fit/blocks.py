@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -97,6 +98,33 @@ def _acts_alike(chain: Chain, site: Site) -> bool:
     return [n.op_type for n in chain.tail] == [n.op_type for n in site.activation]
 
 
+def loss(site: Site, fragment: Fragment, scale: Scale | None) -> float:
+    """Relative error that the block starts from: of outputs with data, else of weights.
+
+    Blocks without a closed form are judged by the MACs they take away.
+    """
+    chain = read.chain(fragment.nodes)
+    weight, _ = folded(site)
+    structure = read.structure(chain, weight.shape[2:]) if chain else None
+    if structure is None:
+        taps = prod(weight.shape) * prod(int(a.targets[0]) for a in site.axes)
+        return max(1 - fragment.cost.macs / max(taps, 1), 0.0)
+    form = structure.start(weight)
+    if scale is not None and scale.target is not None:
+        return scale.target.error(forms.fit_last(form, scale.target).kernel())
+    flat = weight.reshape(len(weight), -1)
+    return float(
+        np.square(flat - form.kernel()).sum() / max(np.square(flat).sum(), 1e-300)
+    )
+
+
+class Scale(Protocol):
+    """Statistics of a layer, as far as a loss needs them."""
+
+    @property
+    def target(self) -> forms.Target | None: ...
+
+
 def pre_activation(site: Site) -> ir.Value:
     node = site.batch_norm or site.conv
     return node.outputs[0]
@@ -157,7 +185,7 @@ class BlockTask:
         settle(graph, self.site, self.fragment)
 
     def wanted(self, shapes: Shapes) -> Products | None:
-        """Columns [x | target | the residual's input]; None if nothing can be fitted."""
+        """Columns [x | target | the residual's input]; None if it can't be fitted."""
         if not self.fits:
             return None
         entry, window = self._entry()

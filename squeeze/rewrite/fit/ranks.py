@@ -65,9 +65,14 @@ def _minimum(
 
 
 def _free_energy(
-    variance: float, squares: Array, low: int, high: int, edge: float, alpha: float
+    variance: float,
+    squares: Array,
+    low: int,
+    high: int,
+    edge: float,
+    alpha: float,
 ) -> float:
-    """Free energy per noise variance, up to constants (Nakajima et al. 2013, eq. 21)."""
+    """Free energy per noise variance, up to constants (Nakajima et al. 2013)."""
     x = np.maximum(squares / (high * variance), 1e-300)
     large, small = x[x > edge], x[x <= edge]
     spread = large - (1 + alpha)

@@ -151,10 +151,10 @@ def _weights(kind: str, form: Form, stages: Sequence[Stage]) -> list[Array]:
     """Each stage's whole weight (outputs, inputs per group, *kernel)."""
     shapes = [(s.outputs, *s.shape[1:]) for s in stages]
     factors = list(form.factors)
-    if kind == "grouped-pointwise":
-        if len(stages[0].nodes) > 1:  # side by side: channels go copy by copy
-            factors[0] = factors[0].transpose(1, 0, 2)
-            factors[1] = factors[1].transpose(0, 2, 1)
+    side_by_side = len(stages[0].nodes) > 1
+    if kind == "grouped-pointwise" and side_by_side:  # channels go copy by copy
+        factors[0] = factors[0].transpose(1, 0, 2)
+        factors[1] = factors[1].transpose(0, 2, 1)
     return [f.reshape(shape) for f, shape in zip(factors, shapes, strict=True)]
 
 

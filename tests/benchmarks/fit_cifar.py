@@ -1,0 +1,192 @@
+"""Accuracy after fitting without training: `python tests/benchmarks/fit_cifar.py`.
+
+The CIFAR-10 sample network, 2,000 unlabelled training images to fit to, accuracy on
+the 5,000 validation images, first layer kept. Baseline: a 60-line experiment with the
+closed forms, least squares and no more (last column). `--plans N` adds the correlation
+between the sum of held-out errors and the drop over N random plans, `--speed` what
+gathering statistics costs against plain inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "sample_models"))
+
+from squeeze import model as models  # noqa: E402
+from squeeze import session, shapes  # noqa: E402
+from squeeze.calibrate.data import open_data  # noqa: E402
+from squeeze.calibrate.stats import Collector, Columns, Moments, Products, Window  # noqa: E402  # noqa: E402
+from squeeze.rewrite.convert import convert  # noqa: E402
+from squeeze.rewrite.factorize import factorize  # noqa: E402
+from squeeze.rewrite.fit.source import FitData  # noqa: E402
+from squeeze.rewrite.plan import Result  # noqa: E402
+from squeeze.rewrite.run import Options  # noqa: E402
+
+MODEL = ROOT / "sample_models" / "cifar10_cnn.onnx"
+QUICK = Options(bench=False, simplify=False)
+Split = tuple[np.ndarray, np.ndarray]
+KEPT = ["conv1", "fc*"]
+
+
+def load(folder: Path) -> tuple[np.ndarray, Split]:
+    """2,000 training images, and the validation split with labels."""
+    import build
+
+    train, _ = build.cifar_split(folder / "train.npz")
+    x, y = build.cifar_split(folder / "validation.npz")
+    picked = np.random.default_rng(0).choice(len(train), 2000, replace=False)
+    return train.numpy()[np.sort(picked)], (x.numpy(), y.numpy())
+
+
+def accuracy(model: ir.Model, split: Split) -> float:
+    runner = session.create(ir.to_proto(model).SerializeToString())
+    x, labels = split
+    found = [
+        runner.run(None, {"input": part})[0].argmax(1)
+        for part in np.array_split(x, len(x) // 250)
+    ]
+    return 100 * float((np.concatenate(found) == labels).mean())
+
+
+def separable(multiplier: int, data: FitData) -> Result:
+    return convert(
+        MODEL,
+        "depthwise-separable",
+        settings={"multiplier": multiplier},
+        data=data,
+        options=QUICK,
+    )
+
+
+def ranked(share: float, data: FitData) -> Result:
+    how = dict(method="pca", skip=KEPT, round_to=1)
+    return factorize(MODEL, rank=share, data=data, options=QUICK, **how)
+
+
+def budget(share: float, data: FitData) -> Result:
+    return factorize(MODEL, macs=share, data=data, options=QUICK)
+
+
+ROWS = (
+    ("depthwise-separable m = 1", lambda d: separable(1, d), "−16.5"),
+    ("m = 2", lambda d: separable(2, d), "−3.9"),
+    ("m = 3", lambda d: separable(3, d), "−1.9"),
+    ("output-PCA rank 50 %", lambda d: ranked(0.5, d), "−0.6"),
+    ("rank 37.5 %", lambda d: ranked(0.375, d), "−1.0"),
+    ("rank 25 %", lambda d: ranked(0.25, d), "−2.2"),
+    ("whole network at 50 % (factorize)", lambda d: budget(0.5, d), "≤ −0.5"),
+    ("whole network at 25 % (factorize)", lambda d: budget(0.25, d), "≤ −2.0"),
+)
+
+
+def table(images: np.ndarray, split: Split) -> None:
+    whole = accuracy(models.load(MODEL), split)
+    print(f"baseline {whole:.2f} %\n")
+    print(
+        "| | MACs of the network | sum of errors | drop, points | seconds | to reach |"
+    )
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, make, reach in ROWS:
+        start = time.perf_counter()
+        result = make(FitData({"input": images}, samples=len(images)))
+        seconds = time.perf_counter() - start
+        share = result.after.macs / result.before.macs
+        errors = sum(c.fit_error or 0 for c in result.changes)
+        drop = accuracy(result.model, split) - whole
+        print(
+            f"| {name} | {share:.1%} | {errors:.3f} | {drop:+.2f} | {seconds:.0f} "
+            f"| {reach} |",
+            flush=True,
+        )
+
+
+def plans(count: int, images: np.ndarray, split: Split) -> None:
+    """Random methods and ranks per layer: do held-out errors predict the drop?"""
+    rng = np.random.default_rng(0)
+    whole = accuracy(models.load(MODEL), split)
+    errors, drops = [], []
+    for _ in range(count):
+        model: ir.Model | Path = MODEL
+        total = 0.0
+        for layer in ("conv2", "conv3"):
+            data = FitData({"input": images[:1000]}, samples=1000)
+            share, method = (
+                rng.uniform(0.08, 0.6),
+                rng.choice(["pca", "tucker", "spatial"]),
+            )
+            how = dict(rank=float(share), method=str(method), only=[layer])
+            result = factorize(
+                model, data=data, options=QUICK, allow_costlier=True, round_to=1, **how
+            )
+            total += sum(c.fit_error or 0 for c in result.changes)
+            model = result.model
+        assert isinstance(model, ir.Model)
+        errors.append(total)
+        drops.append(whole - accuracy(model, split))
+    ranks = [np.argsort(np.argsort(v)) for v in (errors, drops)]
+    print(
+        f"\n{count} random plans: correlation of the sum of errors with the drop "
+        f"{np.corrcoef(errors, drops)[0, 1]:.3f}, of their ranks "
+        f"{np.corrcoef(*ranks)[0, 1]:.3f}; drops {min(drops):.1f} to {max(drops):.1f}"
+    )
+
+
+def speed(images: np.ndarray) -> None:
+    """Gathering against plain inference, at the same batch size: medians of 5."""
+    model = models.load(MODEL)
+    known = shapes.infer(model)
+    data = open_data({"input": images[:1000]}, model, known)
+    grams, counts = {}, {}
+    for node in model.graph:
+        if node.op_type == "Conv":
+            window = Window.of(node, node.inputs[1].shape[2:])
+            columns = Columns(node.inputs[0].name, window=window)
+            grams[node.name] = Products((columns, Columns(node.outputs[0].name)))
+        if node.op_type == "Relu":
+            counts[node.name] = Moments(node.outputs[0].name, kinds=("positive",))
+    runner = session.create(MODEL)
+    plain = _median(lambda: [runner.run(None, b.inputs) for b in data])
+    for name, wanted in (("Gram matrices, 10 positions", grams), ("counts", counts)):
+        collector = Collector(model, known, wanted)
+        print(
+            f"{name}: {_median(lambda c=collector: c.over(data)) / plain:.2f} × plain"
+        )
+
+
+def _median(work, runs: int = 5) -> float:
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cifar = ROOT.parent / "shared" / "data" / "cifar10"
+    parser.add_argument(
+        "--data", type=Path, default=cifar, help="train, validation .npz"
+    )
+    parser.add_argument("--plans", type=int, default=0, help="random plans, as 30")
+    parser.add_argument("--speed", action="store_true")
+    options = parser.parse_args()
+    images, split = load(options.data)
+    if options.speed:
+        speed(images)
+        return
+    table(images, split)
+    if options.plans:
+        plans(options.plans, images, split)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,9 +28,9 @@ from squeeze.cli import _options as options
 @click.option("--params", type=options.Amount(), help="Parameters of the whole model.")
 @click.option(
     "--method",
-    type=click.Choice(["auto", "pca", "spatial", "tucker"]),
+    type=click.Choice(["auto", "pca", "spatial", "tucker", "separable", "any"]),
     default="auto",
-    help="For convolutions; auto takes the best per layer.",
+    help="For convolutions; auto takes the best low rank per layer, any the best.",
 )
 @click.option(
     "--round-to",

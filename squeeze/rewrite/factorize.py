@@ -28,7 +28,8 @@ from squeeze.rewrite.plan import Change, Cost, Outcome, Result, selector
 from squeeze.rewrite.run import Options, run
 from squeeze.shapes import Shapes
 
-Method = Literal["auto", "pca", "spatial", "tucker"]
+Method = Literal["auto", "pca", "spatial", "tucker", "separable", "any"]
+LOW_RANK = ("pca", "spatial", "tucker")  # what "auto" chooses from; "any": all
 SHARES = tuple(i / 16 for i in range(1, 16))  # of the full rank: an allocator's menu
 DEFAULT_ENERGY = 0.99
 
@@ -211,11 +212,13 @@ def _none(planned: _Planned, choice: Choice) -> _Planned:
 
 def _methods(layer: Layer, choice: Choice) -> list[str]:
     """The layer's methods that the choice allows; a rank alone means output-PCA."""
+    if choice.method == "any":
+        return list(layer.methods)
     if choice.method != "auto":
         return [m for m in layer.methods if m == choice.method or not layer.site]
     if choice.goal.rank is not None:
         return list(layer.methods[:1])
-    return list(layer.methods)
+    return [m for m in layer.methods if m in LOW_RANK]
 
 
 def _wanted_cut(scale: low_rank.Scale, method: str, choice: Choice) -> Cut | None:

@@ -119,6 +119,8 @@ class Layer:
         out, cin, *kernel = shape
         if method == "spatial":
             return (min(cin * kernel[0], out * kernel[1]),)
+        if method == "separable":
+            return (min(out, prod(kernel)),)
         if method == "tucker":
             return (min(cin, out * prod(kernel)), min(out, cin * prod(kernel)))
         return (min(out, cin * prod(kernel)),)
@@ -131,7 +133,10 @@ def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
 
 @dataclass(frozen=True)
 class Cut:
-    """A method with its ranks: one, or (input, output) for Tucker-2."""
+    """A method with its ranks: one, or (input, output) for Tucker-2.
+
+    The rank of "separable" is the depthwise part's outputs per channel.
+    """
 
     method: str
     ranks: tuple[int, ...]
@@ -167,7 +172,7 @@ def _convolution(site: Site) -> tuple[Layer | None, str]:
     if prod(kernel) == 1:
         return Layer(site.conv, bare, ("pca",)), ""
     spatial = ("spatial",) if len(kernel) == 2 and min(kernel) > 1 else ()
-    return Layer(site.conv, bare, ("pca", *spatial, "tucker")), ""
+    return Layer(site.conv, bare, ("pca", *spatial, "tucker", "separable")), ""
 
 
 def _gemm(node: ir.Node) -> tuple[Layer | None, str]:
@@ -301,6 +306,10 @@ class Scale:
             axes = self.weight.transpose(1, 2, 0, 3)
             flat = axes.reshape(axes.shape[0] * axes.shape[1], -1)
             return [np.linalg.svd(flat, compute_uv=False) ** 2]
+        if method == "separable":
+            out, cin = self.weight.shape[:2]
+            parts = self.weight.reshape(out, cin, -1).transpose(1, 0, 2)
+            return [(np.linalg.svd(parts, compute_uv=False) ** 2).sum(0)]
         if method == "tucker":
             out, cin = self.weight.shape[:2]
             rows = self.weight.reshape(out, -1)
@@ -319,12 +328,14 @@ class Scale:
         """The smallest ranks that keep the energy along each of the method's modes."""
         full = self.layer.full(method)
         found = [ranks.by_energy(s, energy) for s in self.spectra(method)]
-        up = [-(-r // round_to) * round_to for r in found]
+        step = _step(method, round_to)
+        up = [-(-r // step) * step for r in found]
         return Cut(method, tuple(min(r, f) for r, f in zip(up, full, strict=True)))
 
     def by_share(self, method: str, share: float, round_to: int) -> Cut:
         full = self.layer.full(method)
-        picked = (ranks.rounded(int(share * f), round_to, f) for f in full)
+        step = _step(method, round_to)
+        picked = (ranks.rounded(int(share * f), step, f) for f in full)
         return Cut(method, tuple(picked))
 
     def by_rank(self, method: str, rank: int) -> Cut:
@@ -357,12 +368,19 @@ class Scale:
         return float(np.square(flat - form.kernel()).sum() / size) if size > 0 else 0.0
 
 
+def _step(method: str, round_to: int) -> int:
+    """A multiplier is a count of parallel convolutions; channels come rounded."""
+    return 1 if method == "separable" else round_to
+
+
 def kernel_form(weight: Array, cut: Cut) -> Form:
     """The closed form of a convolution's cut, by its weights alone."""
     if cut.method == "spatial":
         return forms.spatial(weight, cut.ranks[0])
     if cut.method == "tucker":
         return forms.tucker(weight, *cut.ranks)
+    if cut.method == "separable":
+        return forms.grouped_pointwise(weight, weight.shape[1], cut.ranks[0])
     flat = weight.reshape(len(weight), -1)
     return forms.output_pca(flat, cut.ranks[0], None)
 
@@ -427,9 +445,25 @@ class _Maker:
         self.value = node.outputs[0]
         return node
 
-    def conv(self, out: int, window: Window, bias: bool) -> None:
+    def depthwise(self, copies: int, window: Window) -> None:
+        """`copies` depthwise convolutions side by side: the form that runs fast."""
+        source = self.value
+        width = self.shapes[source.name or ""][1]
+        made = []
+        for _ in range(copies):
+            self.value = source
+            self.conv(width, window, False, group=width)
+            made.append(self.value)
+        if copies > 1:
+            shape = self.shapes[made[0].name or ""]
+            self.value = made[0]
+            self.node("Concat", made[1:], {"axis": 1})
+            wide = (shape[0], copies * width, *shape[2:])
+            self.shapes[self.value.name or ""] = wide
+
+    def conv(self, out: int, window: Window, bias: bool, group: int = 1) -> None:
         shape = self.shapes[self.value.name or ""]
-        inputs = [self.weight((out, shape[1], *window.kernel), "weight")]
+        inputs = [self.weight((out, shape[1] // group, *window.kernel), "weight")]
         if bias:
             inputs.append(self.weight((out,), "bias"))
         attributes = dict(
@@ -437,6 +471,7 @@ class _Maker:
             strides=list(window.strides),
             pads=list(window.pads),
             dilations=list(window.dilations),
+            group=group,
         )
         self.node("Conv", inputs, attributes)
         grid = window.grid(shape[2:])
@@ -491,6 +526,9 @@ def _fragment(one: Layer, cut: Cut, shapes: Shapes) -> Fragment:
     elif cut.method == "tucker":
         maker.conv(cut.ranks[0], _point(axes), False)
         maker.conv(cut.ranks[1], window, False)
+        maker.conv(out, _point(axes), True)
+    elif cut.method == "separable":
+        maker.depthwise(cut.ranks[0], window)
         maker.conv(out, _point(axes), True)
     else:
         maker.conv(cut.ranks[0], window, False)

@@ -235,7 +235,7 @@ class Tracer:
         places: Mapping[str, Sequence[tuple[int, int]]],
         vanishing: frozenset[str],
     ) -> None:
-        """Note a contraction: its sinks, and the axes of constants that it carries on."""
+        """Note a contraction: its sinks, and the axes of weights that it carries."""
         if node.op_type not in ops.CONTRACTIONS:
             return
         cost = ops.cost(node, self.shapes)

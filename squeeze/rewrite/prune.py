@@ -77,7 +77,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune: one of threshold, ratio, macs, params, latency; or by="outlier"."""
+    """What to prune: threshold, ratio, macs, params or latency; or by="outlier"."""
 
     by: str | None = None
     threshold: Limit | None = None

@@ -61,7 +61,7 @@ class Labels:
         roots = self._parent[np.maximum(labels, 0)]
         while True:
             above = self._parent[roots]
-            if np.array_equal(above, roots):
+            if (above == roots).all():
                 break
             roots = above
         positive = labels > 0

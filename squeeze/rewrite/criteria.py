@@ -108,7 +108,7 @@ def add_up(units: Array, values: Array, count: int) -> Array:
     return np.bincount(units, values, minlength=count)
 
 
-# -- weights alone ----------------------------------------------------------------------
+# -- weights alone ------------------------------------------------------------------
 
 
 def _norm(power: int) -> Callable[[Context], Array]:
@@ -139,7 +139,7 @@ def weight_of(node: ir.Node, operand: int) -> Array | None:
     return value.const_value.numpy()
 
 
-# -- activations ------------------------------------------------------------------------
+# -- activations --------------------------------------------------------------------
 
 
 def counts(context: Context) -> Array:
@@ -199,7 +199,7 @@ def _column_norms(trace: Trace, reading: Reading) -> Array:
     return np.ones(len(reading.units))
 
 
-# -- reconstruction -----------------------------------------------------------------------
+# -- reconstruction -----------------------------------------------------------------
 
 
 def _reconstruction(context: Context) -> Array:

@@ -60,7 +60,7 @@ class Samples:
     def open(
         self, model: ir.Model, shapes: Shapes, seed: int, counting: bool = False
     ) -> Split | None:
-        """Calibration and evaluation. To count exactly, all of the data is looked at."""
+        """Calibration and evaluation; to count exactly, all of the data is both."""
         if self.data is None:
             return None
         found = open_data(self.data, model, shapes, self.images)
@@ -77,7 +77,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune. One of threshold, ratio, macs, params, latency; or by="outlier"."""
+    """What to prune: threshold, ratio, macs, params or latency; or by="outlier"."""
 
     by: str | None = None
     threshold: Limit | None = None
@@ -136,8 +136,8 @@ def _checked(plan: Plan, samples: Samples) -> Plan:
         raise UsageError(f"--{' and --'.join(plan.targets)}: choose one of them")
     if not plan.targets and plan.by != "outlier":
         raise UsageError(
-            "say how much to prune: --threshold 0, --ratio 0.5, --macs 50%, --params or "
-            "--latency 80%; or --explain to see what could go"
+            "say how much to prune: --threshold 0, --ratio 0.5, --macs 50%, --params "
+            "or --latency 80%; or --explain to see what could go"
         )
     if samples.data is None:
         needing = criteria.TABLE.get(plan.criterion)
@@ -259,7 +259,7 @@ class _State:
             keep[gone[order[: least - count]]] = True
 
     def _by_count(self, found: Trace) -> Array:
-        """Units whose count of activations is at or below the threshold (thesis §2.2.2).
+        """Units active no more often than the threshold says (thesis §2.2.2).
 
         At 0 only what changes no output: see `channels.exact`.
         """

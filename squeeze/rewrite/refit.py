@@ -160,7 +160,7 @@ def _request(layer: Layer) -> Wanted:
 
 
 def _targets(layer: Layer, stats: Stats, width: int) -> Stats:
-    """Statistics of [inputs | targets]: kept outputs, less the skip in a residual sum."""
+    """Statistics of [inputs | targets]: kept outputs, less the skip in a sum."""
     kept = np.flatnonzero(layer.kept)
     picked = stats.columns(np.concatenate([np.arange(width), width + kept]))
     if not layer.skip:
@@ -203,7 +203,7 @@ def _uncentred(stats: Stats) -> Stats:
     return Stats(stats.count, {**stats.sums, "sum": np.zeros_like(stats.sums["sum"])})
 
 
-# -- where weights and biases lie -----------------------------------------------------------
+# -- where weights and biases lie ---------------------------------------------------
 
 Place = tuple[ir.Node, int]
 
@@ -220,9 +220,9 @@ def _bias(node: ir.Node) -> Place | None:
         if given is None or (given.const_value is not None and _flat(given)):
             return node, 2
         return None
-    users = node.outputs[0].uses()
+    users = tuple(node.outputs[0].uses())
     if len(users) == 1 and users[0][0].op_type == "Add":
-        ((user, index),) = users
+        user, index = users[0]
         other = user.inputs[1 - index]
         if other is not None and other.const_value is not None and _flat(other):
             return user, 1 - index

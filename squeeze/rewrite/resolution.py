@@ -300,8 +300,8 @@ class _Change:
         self, node: ir.Node, before: tuple[int, ...], now: tuple[int, ...]
     ) -> SqueezeError:
         return SqueezeError(
-            f"{node.op_type} {node_name(node)!r} splits the map {list(before)} by a fixed "
-            f"grid; {list(now)} doesn't fit it: choose a size that is a multiple"
+            f"{node.op_type} {node_name(node)!r} splits the map {list(before)} by a "
+            f"fixed grid; {list(now)} doesn't fit it: choose a size that is a multiple"
         )
 
     def _refuse(self, node: ir.Node, new: Shapes) -> None:
@@ -351,7 +351,7 @@ def _adaptive(
     before: tuple[int, ...],
     now: tuple[int, ...],
 ) -> ir.Value:
-    """P_h · X · P_wᵀ: average pooling to any grid, smaller or larger, in two MatMuls."""
+    """P_h · X · P_wᵀ: average pooling to any grid, larger ones too, in two MatMuls."""
     stem = node_name(node)
     matrices = []
     for axis in (2, 3):

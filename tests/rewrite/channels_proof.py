@@ -168,7 +168,7 @@ def prove(model, feeds, keep_of, masks=None, given=None, **options):
 
 
 def liven(model, seed=0):
-    """He weights, uneven BatchNormalization and biases, in place: outputs that depend."""
+    """He weights, uneven normalisation and biases, in place: outputs that depend."""
     rng = np.random.default_rng(seed)
     prepare(model, shaping.infer(model, {}))
     done = set()

@@ -52,7 +52,7 @@ def proven(model: ir.Model, shape: tuple[int, ...], **options: object) -> Trace:
     return trace
 
 
-# -- one graph for each topology ---------------------------------------------------------
+# -- one graph for each topology ----------------------------------------------------
 
 
 def residual(net: Net) -> str:
@@ -267,7 +267,7 @@ def transformer(net: Net, fused: bool) -> str:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("attention", ["dims", "heads"])
 def test_transformer(fused: bool, attention: str) -> None:
-    """Heads, dimensions, MLP and the stream all shrink; LayerNorm reads what is kept."""
+    """Heads, dimensions, MLP and stream shrink; LayerNorm reads what is kept."""
     net = Net(["N", 5, 7])
     model = finish(net, transformer(net, fused))
     trace = proven(model, (3, 5, 7), attention=attention)
@@ -295,7 +295,7 @@ def test_embedding_with_a_tied_transpose() -> None:
     assert trace.macs(keep) < trace.macs(trace.full)
 
 
-# -- what must stay ------------------------------------------------------------------------
+# -- what must stay -----------------------------------------------------------------
 
 
 def reasons_of(model: ir.Model) -> set[str]:
@@ -416,7 +416,7 @@ def test_slices_with_steps_are_pinned() -> None:
     assert not trace.families
 
 
-# -- random graphs -------------------------------------------------------------------------
+# -- random graphs ------------------------------------------------------------------
 
 
 @st.composite

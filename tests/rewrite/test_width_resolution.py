@@ -10,7 +10,7 @@ import pytest
 
 from squeeze.rewrite.resolution import pooling_matrix
 from tests.builders import SAMPLES, Net, run, standard_mobilenet
-from tests.rewrite.test_prune import channels, invoke
+from tests.rewrite.test_prune import channels, invoke, weights_of
 
 CNN = SAMPLES / "digits_cnn.onnx"
 FAST = ("--no-bench", "--no-simplify")
@@ -62,7 +62,8 @@ def test_table_7(
 ) -> None:
     """Resolutions, by multiplier to the nearest pixel and by size, exactly."""
     for option in (("--multiplier", multiplier), ("--size", size)):
-        found = invoke("resolution", separable, *option, "-o", tmp_path / "o.onnx", *FAST)
+        output = tmp_path / "o.onnx"
+        found = invoke("resolution", separable, *option, "-o", output, *FAST)
         assert found["after"]["macs"] == macs
         assert found["changes"][0]["details"]["size"] == [[224, 224], [size, size]]
 
@@ -75,7 +76,9 @@ def test_table_9(separable: Path, tmp_path: Path) -> None:
     assert found["after"]["macs"] == 76_524_800
 
 
-def test_several_widths_make_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_widths_make_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line per multiplier, with exact decimals, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     options = [x for m in ("1", "0.29", "0.5") for x in ("--multiplier", m)]
@@ -99,7 +102,7 @@ def test_width_is_an_exact_decimal(tmp_path: Path) -> None:
 def test_width_keeps_the_first_or_draws_afresh(tmp_path: Path) -> None:
     """--keep first takes leading channels; --init random keeps none of the weights."""
     output = tmp_path / "o.onnx"
-    old = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(CNN).graph.initializer}
+    old = weights_of(CNN)["conv1.weight"]
 
     def first_layer(*options: str) -> np.ndarray:
         invoke("width", CNN, "--multiplier", 0.5, "-o", output, *FAST, *options)
@@ -108,10 +111,10 @@ def test_width_keeps_the_first_or_draws_afresh(tmp_path: Path) -> None:
         (tensor,) = (t for t in graph.initializer if t.name == name)
         return onnx.numpy_helper.to_array(tensor)
 
-    np.testing.assert_array_equal(first_layer("--keep", "first"), old["conv1.weight"][:8])
+    np.testing.assert_array_equal(first_layer("--keep", "first"), old[:8])
     fresh = first_layer("--init", "random")
     assert fresh.shape == (8, 1, 3, 3)
-    assert not np.isin(fresh, old["conv1.weight"]).any()
+    assert not np.isin(fresh, old).any()
 
 
 def test_width_refits_on_data(tmp_path: Path) -> None:
@@ -140,7 +143,8 @@ def test_flatten_into_a_layer_is_refused_or_pooled(tmp_path: Path) -> None:
     found = invoke("resolution", CNN, "--size", 6, "-o", output, *FAST, status=3)
     assert "--adapt pool" in found["error"]
     assert not output.exists()
-    found = invoke("resolution", CNN, "--size", 6, "--adapt", "pool", "-o", output, *FAST)
+    pooled = ("--size", 6, "--adapt", "pool", "-o", output)
+    found = invoke("resolution", CNN, *pooled, *FAST)
     x = np.random.default_rng(0).random((3, 1, 6, 6), np.float32)
     assert run(output, input=x)[0].shape == (3, 10)
     assert [c["action"] for c in found["changes"]] == ["resolution", "pool"]
@@ -178,7 +182,7 @@ def test_constants_that_hold_the_size_are_adapted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "grid"), [(7, 4), (3, 4), (8, 4), (5, 1)])
 def test_pooling_matrix(size: int, grid: int) -> None:
-    """Adaptive average pooling: every bin is a mean, and together they see every pixel."""
+    """Every bin of adaptive pooling is a mean; together they see every pixel."""
     matrix = pooling_matrix(size, grid)
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-6)
     assert matrix.any(0).all()

@@ -61,7 +61,7 @@ class Labels:
         roots = self._parent[np.maximum(labels, 0)]
         while True:
             above = self._parent[roots]
-            if np.array_equal(above, roots):
+            if (above == roots).all():
                 break
             roots = above
         positive = labels > 0
@@ -93,7 +93,7 @@ class Labels:
 
     def collapse(self, grid: Array, axis: int) -> Array:
         """Unite a grid of labels along one axis; one label per line remains."""
-        first = grid.take(0, axis)
+        first: Array = grid.take(0, axis)
         flat = np.broadcast_to(np.expand_dims(first, axis), grid.shape)
         self.unite(flat.reshape(-1), grid.reshape(-1))
         return first

@@ -185,12 +185,10 @@ def _permutation(
         line = np.moveaxis(moved, axis, 0).reshape(n, -1)[:, 0] // prod(
             source[axis + 1 :]
         )
-        if 1 < n and sorted(line % n) == list(range(n)) and (line < n).all():
-            if (
-                np.array_equal(index.take(line, axis), moved)
-                and (line != np.arange(n)).any()
-            ):
-                return axis, line.astype(np.int64)
+        is_order = n > 1 and sorted(line) == list(range(n))
+        moves = is_order and (line != np.arange(n)).any()
+        if moves and np.array_equal(index.take(line, axis), moved):
+            return axis, line.astype(np.int64)
     return None
 
 

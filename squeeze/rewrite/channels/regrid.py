@@ -18,7 +18,7 @@ def blocks(source: Sequence[int], target: Sequence[int]) -> Iterator[Block]:
     i = j = 0
     while i < len(source) or j < len(target):
         first, second, p, q = i, j, 1, 1
-        while i == first and j == second or p != q:
+        while (i == first and j == second) or p != q:
             if i < len(source) and (p <= q or j == len(target)):
                 p *= source[i]
                 i += 1

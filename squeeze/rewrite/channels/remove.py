@@ -1,4 +1,4 @@
-"""Removal: slice every constant by the masks of its axes, rewrite what encodes sizes."""
+"""Removal: slice constants by the masks of their axes, rewrite what encodes sizes."""
 
 from __future__ import annotations
 

@@ -608,7 +608,8 @@ _NOT_ELEMENTWISE = set(
 )
 _REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
 ReduceMin ReduceProd ReduceSum ReduceSumSquare""".split()
-_POOLS = """MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool""".split()
+_POOLS = """MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool
+GlobalLpPool""".split()
 
 TABLE: dict[str, Row] = {
     "Conv": _conv(_equation("nc*", "oc*", "o", "no*"), transposed=False),

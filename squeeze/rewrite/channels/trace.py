@@ -104,6 +104,7 @@ class Tracer:
     statistics: list[Statistic] = field(default_factory=list)
     barriers: list[Blocked] = field(default_factory=list)
     groups: dict[ir.Node, Array] = field(default_factory=dict)
+    sizes: dict[ir.Value | None, tuple[int, ...] | None] = field(default_factory=dict)
 
     # -- reading and writing -------------------------------------------------------
 
@@ -111,7 +112,9 @@ class Tracer:
         return index < len(node.inputs) and node.inputs[index] is not None
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
-        shape = self.shapes.of(value)
+        if value not in self.sizes:
+            self.sizes[value] = self.shapes.of(value)
+        shape = self.sizes[value]
         if shape is None:
             raise Barrier("a shape that is unknown")
         return shape
@@ -235,7 +238,7 @@ class Tracer:
         places: Mapping[str, Sequence[tuple[int, int]]],
         vanishing: frozenset[str],
     ) -> None:
-        """Note a contraction: its sinks, and the axes of constants that it carries on."""
+        """Note a contraction: its sinks, and the axes of weights that it carries."""
         if node.op_type not in ops.CONTRACTIONS:
             return
         cost = ops.cost(node, self.shapes)

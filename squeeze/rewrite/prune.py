@@ -129,6 +129,13 @@ def prune(
     return run(model, state.transform, options, state.fidelity)
 
 
+def transform(
+    model: ir.Model, shapes: Shapes, plan: Plan, samples: Samples, seed: int = 0
+) -> Outcome:
+    """Prune a model in memory, in place: a step of a larger rewrite."""
+    return _State(_checked(plan, samples), samples, seed).transform(model, shapes)
+
+
 def _checked(plan: Plan, samples: Samples) -> Plan:
     if plan.by is not None and plan.by not in criteria.TABLE:
         raise UsageError(f"no criterion {plan.by!r}{nearest(plan.by, criteria.TABLE)}")

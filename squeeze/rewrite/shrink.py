@@ -1,0 +1,227 @@
+"""shrink: the best mixture of pruning, low rank and separable convolutions for a target.
+
+Channels couple layers, so how much of the way pruning goes is one number for the whole
+network: a few are tried. From there every layer takes the best of its menu (low rank of
+several kinds, depthwise-separable, or leaving it) under the rest of the budget. Each
+mixture is fitted to the original in network order and judged by its outputs on samples
+that it was not fitted to; the best one stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from squeeze import shapes as shaping
+from squeeze.cost import profile
+from squeeze.errors import SqueezeError, UsageError, nearest
+from squeeze.measure.fidelity import held_out
+from squeeze.rewrite import factorize, prune
+from squeeze.rewrite.fit.source import FitData
+from squeeze.rewrite.plan import Change, Outcome, Result
+from squeeze.rewrite.prune import Limit
+from squeeze.rewrite.run import Options, run
+from squeeze.shapes import Shapes
+
+METHODS = ("prune", "factorize", "convert")
+# menus of the methods that act on one layer, as `factorize` names them
+MENUS: dict[frozenset[str], factorize.Method] = {
+    frozenset({"factorize", "convert"}): "any",
+    frozenset({"factorize"}): "auto",
+    frozenset({"convert"}): "separable",
+}
+STEPS = 4  # how far pruning goes: this many shares of the way, in equal ratios
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the model may cost, by which methods, and which layers stay as they are."""
+
+    macs: Limit
+    methods: frozenset[str] = frozenset(METHODS)
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise UsageError(f"--with: no method {name!r}{nearest(name, METHODS)}")
+        if not self.methods:
+            raise UsageError(f"--with: name some of {', '.join(METHODS)}")
+
+    @property
+    def menu(self) -> factorize.Method | None:
+        return MENUS.get(self.methods - {"prune"})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A mixture: pruned to `share` of the MACs, the rest of the way layer by layer."""
+
+    share: float
+    outcome: Outcome
+    macs: int
+    error: float
+
+
+def shrink(
+    model: ir.Model | str | os.PathLike[str],
+    goal: Goal,
+    data: FitData,
+    options: Options | None = None,
+) -> Result:
+    """Bring a model to `goal.macs` by the mixture that keeps its outputs best.
+
+    Raises UsageError without data, SqueezeError where no mixture reaches the target.
+    """
+    if data.data is None:
+        raise UsageError("shrink fits and judges on data: pass --data (no labels needed)")
+    return run(
+        model,
+        lambda m, shapes: _best(m, shapes, goal, data),
+        options or Options(),
+        data.fidelity,
+    )
+
+
+def _best(model: ir.Model, shapes: Shapes, goal: Goal, data: FitData) -> Outcome:
+    found = data.open(model, shapes)
+    whole = profile(model, shapes=shapes).totals.macs
+    target = goal.macs.of(whole)
+    trials: list[Trial] = []
+    failures: list[str] = []
+    shares = _shares(target / whole, goal)
+    for share in shares:
+        try:
+            trials.append(_trial(model, shapes, goal, share, target, data))
+        except SqueezeError as error:
+            failures.append(str(error))
+    if not trials:
+        raise SqueezeError(f"--macs {target:,.0f}: no mixture gets there: {failures[0]}")
+    best = min(trials, key=lambda t: t.error)
+    tried = ", ".join(f"{t.share:.0%}: {t.error:.3g}" for t in trials)
+    judged = len(data.calibration(model, shapes).held)
+    notes = [
+        f"output error by how far pruning went, on {judged} samples not fitted to: "
+        f"{tried}; kept {best.share:.0%}",
+        f"{len(found.calibration)} samples of {found.calibration.name} to fit and judge",
+    ]
+    return replace(best.outcome, notes=[*notes, *best.outcome.notes])
+
+
+def _shares(target: float, goal: Goal) -> list[float]:
+    """Shares of the MACs that pruning leaves, in equal ratios from 1 to the target."""
+    if "prune" not in goal.methods or target >= 1:
+        return [1.0]
+    if goal.menu is None:
+        return [target]
+    return [target ** (step / (STEPS - 1)) for step in range(STEPS)]
+
+
+def _trial(
+    model: ir.Model,
+    shapes: Shapes,
+    goal: Goal,
+    share: float,
+    target: float,
+    data: FitData,
+) -> Trial:
+    work = model.clone()
+    work.meta.update(model.meta)
+    changes: Sequence[Change] = ()
+    notes: list[str] = []
+    if share < 1:
+        outcome = _pruned(work, shapes, goal, share, data)
+        work, changes = outcome.model, outcome.changes
+        notes += outcome.notes
+    now = shaping.infer(work, _given(work, shapes))
+    if goal.menu is not None and profile(work, shapes=now).totals.macs > target:
+        choice = factorize.Choice(
+            factorize.Goal(macs=int(target)),
+            method=goal.menu,
+            only=goal.only,
+            skip=goal.skip,
+            round_to=goal.round_to,
+        )
+        outcome = factorize.apply(work, now, choice, data)
+        work, changes = outcome.model, _merged(changes, outcome.changes)
+        notes += outcome.notes
+        now = shaping.infer(work, _given(work, shapes))
+    macs = profile(work, shapes=now).totals.macs
+    if macs > target:
+        raise SqueezeError(f"{macs:,} MACs are the least that this mixture reaches")
+    error = _error(model, work, shapes, data)
+    return Trial(share, Outcome(work, changes, notes), macs, error)
+
+
+def _given(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    names = {v.name for v in model.graph.inputs}
+    return {name: shape for name, shape in shapes.inputs.items() if name in names}
+
+
+def _pruned(
+    model: ir.Model, shapes: Shapes, goal: Goal, share: float, data: FitData
+) -> Outcome:
+    plan = prune.Plan(
+        by="energy",
+        macs=Limit(Fraction(share).limit_denominator(10**6), True),
+        only=goal.only,
+        skip=goal.skip,
+        round_to=goal.round_to,
+    )
+    samples = prune.Samples(data.data, data.evaluation, data.samples, data.images)
+    return prune.transform(model, shapes, plan, samples, data.seed)
+
+
+def _error(
+    original: ir.Model, made: ir.Model, shapes: Shapes, data: FitData
+) -> float:
+    """Relative error of the outputs on calibration samples held out of every fit."""
+    judge = data.calibration(original, shapes).held
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("original.onnx", "made.onnx")]
+        for path, model in zip(paths, (original, made), strict=True):
+            ir.save(model, path, external_data=f"{path.stem}.data")
+        found = held_out(judge, "")(paths[0], paths[1])
+    assert found is not None
+    return found.relative_error
+
+
+def _merged(pruned: Sequence[Change], cut: Sequence[Change]) -> list[Change]:
+    """One line per layer: what was done to it in all, against the original's cost."""
+    before = {change.site: change for change in pruned}
+    merged = []
+    for change in cut:
+        first = before.pop(change.site, None)
+        merged.append(_joined(first, change) if first else _named(change))
+    return [*merged, *before.values()]
+
+
+def _joined(first: Change, second: Change) -> Change:
+    if not second.applied:
+        return first
+    second = _named(second)
+    if not first.applied:
+        return replace(second, before=first.before or second.before)
+    return replace(
+        second,
+        action=f"{first.action} + {second.action}",
+        before=first.before,
+        details={**first.details, **second.details},
+    )
+
+
+def _named(change: Change) -> Change:
+    """A separable convolution is what `convert` makes."""
+    if change.details.get("method") != "separable":
+        return change
+    return replace(change, action="convert")

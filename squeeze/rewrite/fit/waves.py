@@ -153,6 +153,6 @@ def shortages(found: Mapping[str, tuple[int, int] | None]) -> list[str]:
     name = min(short, key=lambda name: short[name][0] / short[name][1])
     rows, width = short[name]
     return [
-        f"few samples for {len(short)} of {len(found)} layers ({name!r}: {rows} rows for "
-        f"{width} inputs): those fits lean on their start; more --samples help"
+        f"few samples for {len(short)} of {len(found)} layers ({name!r}: {rows} rows "
+        f"for {width} inputs): those fits lean on their start; more --samples help"
     ]

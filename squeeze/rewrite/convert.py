@@ -276,7 +276,7 @@ def _fitted(
     notes = [source.described(calibration)]
     if unmatched := [t.name for t in tasks if t.fitted is None]:
         notes.append(f"not fitted to data: {', '.join(unmatched)}")
-    notes += [t.warning for t in tasks if t.warning]
+    notes += waves.shortages({t.name: t.few for t in tasks})
     return found, notes
 
 

@@ -129,7 +129,7 @@ def apply(model: ir.Model, shapes: Shapes, choice: Choice, data: FitData) -> Out
         waves.run(original, model, tasks, calibration, shapes.inputs)
         errors = {t.name: t for t in tasks}
         notes.append(source.described(calibration))
-        notes += [t.warning for t in tasks if t.warning]
+        notes += waves.shortages({t.name: t.few for t in tasks})
     else:
         for one in taken:
             low_rank.task(_layer(one), _cut(one), None, shapes).graft(model.graph)

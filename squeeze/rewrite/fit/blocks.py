@@ -19,7 +19,7 @@ from squeeze.rewrite.fit import forms, match, read
 from squeeze.rewrite.fit.forms import Form
 from squeeze.rewrite.fit.match import Clamp, Fitted, dense, fit
 from squeeze.rewrite.fit.read import Chain, Structure
-from squeeze.rewrite.fit.waves import kept_samples
+from squeeze.rewrite.fit.waves import few_rows, kept_samples
 from squeeze.rewrite.sites import Site
 from squeeze.shapes import Shapes
 
@@ -171,7 +171,7 @@ class BlockTask:
         self.fitted: Fitted | None = None
         self._input = site.input.name or ""
         self._width = 0
-        self.warning = ""
+        self.few: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -211,11 +211,7 @@ class BlockTask:
     def solve(self, stats: Stats, held: Stats) -> None:
         if self.residual:
             stats, held = (_without_skip(s, self._width) for s in (stats, held))
-        if stats.count < 2 * self._width:
-            self.warning = (
-                f"{self.name}: {stats.count} rows for {self._width} inputs are few; "
-                "the fit leans on its start; more --samples help"
-            )
+        self.few = few_rows(stats, self._width)
         _, bias = folded(self.site)
         if self.begun.structure is not None and self.begun.form is not None:
             form = self._start(stats)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.calibrate.stats import Collector, Columns, Products, Stats, Window
+from squeeze.cost.ops import CONTRACTIONS
 from squeeze.cost.profile import count
 from squeeze.model import node_name
 from squeeze.rewrite.build import Fragment, attach, graft, settle
@@ -25,7 +26,7 @@ from squeeze.rewrite.fit.blocks import (
 )
 from squeeze.rewrite.fit.forms import Form, Target
 from squeeze.rewrite.fit.solve import Affine
-from squeeze.rewrite.fit.waves import Calibration
+from squeeze.rewrite.fit.waves import Calibration, few_rows
 from squeeze.rewrite.plan import Cost
 from squeeze.rewrite.sites import Candidate, Site
 from squeeze.shapes import Shapes
@@ -161,6 +162,8 @@ def layer(
         return _gemm(node)
     if node.op_type == "MatMul" and node.domain == "":
         return _matmul(node)
+    if node.op_type in CONTRACTIONS and any(_constant(v) for v in node.inputs[1:]):
+        return None, f"{node.op_type} has no low-rank form here"
     return None, ""
 
 
@@ -562,7 +565,7 @@ class Task:
     def __init__(self, one: Layer, cut: Cut, fragment: Fragment) -> None:
         self.one, self.cut, self.fragment = one, cut, fragment
         self.error: float | None = None
-        self.warning = ""
+        self.few: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -626,7 +629,7 @@ class ConvTask(Task):
     def solve(self, stats: Stats, held: Stats) -> None:
         assert self.inner is not None
         self.inner.solve(stats, held)
-        self.warning = self.inner.warning
+        self.few = self.inner.few
         self.error = self.inner.fitted.error if self.inner.fitted else None
 
 
@@ -685,11 +688,7 @@ class DenseTask(Task):
             kept = float(np.trace(basis.T @ rest @ basis))
             self.error = max(1 - kept / spread, 0.0) if spread > 0 else 0.0
         else:
-            if stats.count < 2 * width:
-                self.warning = (
-                    f"{self.name}: {stats.count} rows for {width} inputs are few; "
-                    "the fit leans on the weights; more --samples help"
-                )
+            self.few = few_rows(stats, width)
             target = match.target_of(stats, width)
             form = forms.output_pca(weight, rank, target)
             plain = forms.output_pca(

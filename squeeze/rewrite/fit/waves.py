@@ -8,7 +8,7 @@ one another's changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -138,3 +138,21 @@ def _waves(
 def kept_samples(width: int, positions: int = POSITIONS) -> int:
     """How many samples' rows to keep, by what they take in memory."""
     return max(ROW_BYTES // (4 * width * positions), 1)
+
+
+def few_rows(stats: Stats, width: int) -> tuple[int, int] | None:
+    """(rows, inputs) where there are too few rows to tell the inputs apart."""
+    return (stats.count, width) if stats.count < 2 * width else None
+
+
+def shortages(found: Mapping[str, tuple[int, int] | None]) -> list[str]:
+    """One note for all layers that were fitted to few rows, with the worst."""
+    short = {name: few for name, few in found.items() if few is not None}
+    if not short:
+        return []
+    name = min(short, key=lambda name: short[name][0] / short[name][1])
+    rows, width = short[name]
+    return [
+        f"few samples for {len(short)} of {len(found)} layers ({name!r}: {rows} rows "
+        f"for {width} inputs): those fits lean on their start; more --samples help"
+    ]

@@ -22,7 +22,7 @@ class Options:
     is soft targets for class scores and mean squared error for everything else.
     `temperature` softens both networks' scores (Hinton et
     al. 2015). `l1` weighs the mean magnitude of every activation (thesis §2.2.2).
-    `block_share` is the part of the schedule in which replaced sites learn one by one.
+    `augment` shifts, mirrors and, with `mix`, blends images. `block_share` is the part of the schedule in which replaced sites learn one by one.
     """
 
     epochs: int = 0

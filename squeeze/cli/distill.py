@@ -62,6 +62,7 @@ def _training(function: Callable[..., None]) -> Callable[..., None]:
             help="Normalise behind convolutions while training.",
         ),
         click.option("--no-augment", is_flag=True, help="Use images as they are."),
+        click.option("--no-mix", is_flag=True, help="Don't blend pairs of images."),
         click.option(
             "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"
         ),
@@ -138,8 +139,9 @@ def command(
         given,
         "squeeze distill",
     )
-    for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
-        click.echo(f"squeeze: {warning}", err=True)
+    if given["as_json"]:  # the table holds them already
+        for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
+            click.echo(f"squeeze: {warning}", err=True)
 
 
 def _files(
@@ -183,7 +185,7 @@ def _settings(given: dict[str, Any]) -> Any:
     from squeeze.recover import Options
 
     chosen = {name: given[name] for name in _NUMBERS if given[name] is not None}
-    return Options(**chosen, augment=not given["no_augment"])
+    return Options(**chosen, augment=not given["no_augment"], mix=not given["no_mix"])
 
 
 @contextmanager

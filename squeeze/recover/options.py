@@ -20,9 +20,11 @@ class Options:
     `minutes` takes its place; by default as many as make 2,000 updates, at least 15
     and at most 100. `batch` is 128 by default, less for few samples. `loss` "auto"
     is soft targets for class scores and mean squared error for everything else.
-    `temperature` softens both networks' scores (Hinton et
-    al. 2015). `l1` weighs the mean magnitude of every activation (thesis §2.2.2).
-    `block_share` is the part of the schedule in which replaced sites learn one by one.
+    `temperature` softens both networks' scores (Hinton et al. 2015). `l1` weighs the
+    mean magnitude of every activation (thesis §2.2.2). `augment` shifts, mirrors and,
+    with `mix`, blends images. `block_share` is the part of the schedule in which
+    replaced sites learn one by one. `patience` is in epochs without gain: by default
+    a third of them, at least 8.
     """
 
     epochs: int = 0

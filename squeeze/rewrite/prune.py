@@ -130,10 +130,10 @@ def prune(
 
 
 def transform(
-    model: ir.Model, shapes: Shapes, plan: Plan, samples: Samples, seed: int = 0
+    model: ir.Model, shapes: Shapes, plan: Plan, data: Data, seed: int = 0
 ) -> Outcome:
-    """Prune a model in memory, in place: a step of a larger rewrite."""
-    return _State(_checked(plan, samples), samples, seed).transform(model, shapes)
+    """Prune a model in memory, in place, fitted to `data`: a step of another rewrite."""
+    return _State(plan, Samples(), seed, Split(data, data, "")).transform(model, shapes)
 
 
 def _checked(plan: Plan, samples: Samples) -> Plan:
@@ -174,7 +174,8 @@ class _State:
         return held_out(self.split.evaluation, self.split.described)(before, after)
 
     def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
-        self.split = self.samples.open(model, shapes, self.seed, self._exactly)
+        if self.split is None:
+            self.split = self.samples.open(model, shapes, self.seed, self._exactly)
         prepared = prepare(model, shapes)
         original = Network(prepared.model.clone(), prepared.shapes)
         found = trace(prepared, self.plan.attention)

@@ -36,7 +36,7 @@ MENUS: dict[frozenset[str], factorize.Method] = {
     frozenset({"factorize"}): "auto",
     frozenset({"convert"}): "separable",
 }
-STEPS = 4  # how far pruning goes: this many shares of the way, in equal ratios
+EFFORTS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way that pruning goes
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,12 +119,12 @@ def _best(model: ir.Model, shapes: Shapes, goal: Goal, data: FitData) -> Outcome
 
 
 def _shares(target: float, goal: Goal) -> list[float]:
-    """Shares of the MACs that pruning leaves, in equal ratios from 1 to the target."""
+    """Shares of the MACs that pruning leaves, from 1 down to the target."""
     if "prune" not in goal.methods or target >= 1:
         return [1.0]
     if goal.menu is None:
         return [target]
-    return [target ** (step / (STEPS - 1)) for step in range(STEPS)]
+    return [target**effort for effort in EFFORTS]
 
 
 def _trial(
@@ -178,8 +178,8 @@ def _pruned(
         skip=goal.skip,
         round_to=goal.round_to,
     )
-    samples = prune.Samples(data.data, data.evaluation, data.samples, data.images)
-    return prune.transform(model, shapes, plan, samples, data.seed)
+    fitting = data.calibration(model, shapes).fitting
+    return prune.transform(model, shapes, plan, fitting, data.seed)
 
 
 def _error(

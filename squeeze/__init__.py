@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from squeeze import _deferred
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     from squeeze.rewrite.convert import convert as convert
     from squeeze.rewrite.plan import Result as Result
     from squeeze.rewrite.run import Options as Options
-
-_deferred.install()
 
 # public name → module that holds it; imported when first used
 _PUBLIC = {

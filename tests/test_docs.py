@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -45,25 +46,27 @@ def test_every_op_of_rules_is_taught() -> None:
         assert re.search(rf"\b{name}\b", text), name
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_examples_of_the_readme_run(
-    example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each `$ squeeze …` line works as it stands, in a checkout."""
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the sample models, as a user's checkout has them."""
     shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")
-    for name in ("squeeze.toml", "squeeze-baseline.json"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert squeeze_cli(shlex.split(example)[1:]) == 0
+    return tmp_path
 
 
-def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_readme_run(checkout: Path) -> None:
+    """The `$ squeeze …` lines work as they stand, one after the other."""
+    torch = importlib.util.find_spec("torch") is not None
+    for example in EXAMPLES:
+        words = shlex.split(example)[1:]
+        if words[0] != "distill" or torch:
+            assert squeeze_cli(words) == 0, example
+
+
+def test_python_example_runs(checkout: Path) -> None:
     """The library's example works as it stands."""
-    shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")
-    monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", README, re.S):
-        if "import pytest" not in code and "torch" not in code:
+        if "assert_within" not in code and "torch" not in code:
             exec(compile(code, "README.md", "exec"), {})
 
 

@@ -103,9 +103,9 @@ def _distil(case: Case) -> str:
 
 
 COMMANDS: dict[str, Callable[[Case], str]] = {
-    "macs": _rewrite("prune", "--macs"),
-    "flops": _rewrite("prune", "--macs"),
-    "predicted_latency": _rewrite("prune", "--macs"),
+    "macs": _rewrite("shrink", "--macs"),
+    "flops": _rewrite("shrink", "--macs"),
+    "predicted_latency": _rewrite("shrink", "--macs"),
     "latency": _rewrite("prune", "--latency"),
     "params": _parameters,
     "weight_size": _parameters,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from squeeze import session
 from squeeze.budget import ratio
 from squeeze.budget.ratio import Ratio
 from squeeze.budget.subject import Subject
 from squeeze.calibrate.data import Data, Images, open_data
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.measure.fidelity import is_scores, scores
 from squeeze.measure.inputs import random_feeds
-from squeeze.measure.session import Session
+from squeeze.session import Session
 
 if TYPE_CHECKING:
     from squeeze.cost.device import Device

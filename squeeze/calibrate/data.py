@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from zlib import crc32
 
 import numpy as np
 import onnx
@@ -255,7 +256,10 @@ def _folder(path: Path, specs: Sequence[InputSpec], images: Images) -> Source:
         return TestSets(tuple(sets), tuple(specs))
     if archives := sorted(path.glob("*.npz")):
         return Joined(tuple(_archive(p, specs) for p in archives))
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGES)
+    files = sorted(
+        (f for f in path.rglob("*") if f.suffix.lower() in IMAGES),
+        key=lambda f: (crc32(str(f.relative_to(path)).encode()), str(f)),
+    )  # in no order of classes, so that any part of them holds every class
     if not files:
         raise SqueezeError(
             f"--data {path}: no .npz files, images or test_data_set_N in it"
@@ -397,7 +401,7 @@ class TestSets:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Image files; class subfolders, in the order of their names, give the labels."""
+    """Image files; class subfolders, by the order of their names, give the labels."""
 
     root: Path
     files: tuple[Path, ...]

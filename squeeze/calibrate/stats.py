@@ -37,7 +37,7 @@ from squeeze.shapes import Shapes
 
 Array = np.ndarray
 Progress = Callable[[int, int], None]  # samples done, samples in all
-POSITIONS = 10  # rows per sample: enough beside 500 samples (reference/maths.md, F)
+POSITIONS = 10  # rows per sample: enough beside 500 samples
 
 
 # -- what is gathered ---------------------------------------------------------------

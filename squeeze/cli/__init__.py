@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 import squeeze
+from squeeze import _deferred
 from squeeze.errors import SqueezeError, UsageError, nearest
 
 INTERNAL_ERROR = 70
@@ -63,6 +64,7 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> None:
     """Run the command line and turn every failure into its message and status."""
+    _deferred.install()  # here only: a library must not touch others' imports
     sys.exit(run(sys.argv[1:]))
 
 

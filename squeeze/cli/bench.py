@@ -81,7 +81,8 @@ def command(model: tuple[Path, ...], **given: Any) -> None:
 
 
 def _measure(model: tuple[Path, ...], given: dict[str, Any]) -> Any:
-    from squeeze.measure import cases, latency, layers, session
+    from squeeze import session
+    from squeeze.measure import cases, latency, layers
     from squeeze.report.bench import Report
 
     paths = list(model)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from squeeze.measure import session
+from squeeze import session
 
 REPEATS = 7
 DEPTH = 8  # nodes per graph: what one run takes besides is spread over them

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from squeeze import session
 from squeeze.calibrate.data import Batch, Data
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.measure.inputs import random_feeds
-from squeeze.measure.session import Session
 from squeeze.measure.statistics import paired_difference
+from squeeze.session import Session
 from squeeze.shapes import Shapes
 
 Array = np.ndarray

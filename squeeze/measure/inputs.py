@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from squeeze.errors import SqueezeError
-from squeeze.measure.session import Session
+from squeeze.session import Session
 
 Feeds = dict[str, np.ndarray]
 

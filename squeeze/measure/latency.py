@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from squeeze import session
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.measure.inputs import Feeds, random_feeds
-from squeeze.measure.session import CPU, Session
 from squeeze.measure.statistics import ratio_interval
+from squeeze.session import CPU, Session
 from squeeze.shapes import Shapes
 
 Array = np.ndarray

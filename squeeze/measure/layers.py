@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from squeeze import session
 from squeeze.cost.profile import Profile
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.measure.latency import Candidate, Progress, Settings
 from squeeze.model import node_name
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from squeeze import session
 from squeeze.calibrate.data import Data
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.measure.cases import Case
 from squeeze.measure.inputs import Feeds, random_feeds
 from squeeze.model import node_name

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from squeeze import session
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.model import INLINE_LIMIT, proto_bytes
 from squeeze.recover.module import GraphModule
 

@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from squeeze import model as models
+from squeeze import session
 from squeeze import shapes as shaping
 from squeeze.calibrate.data import Data, Images, fixed_batch, open_data
 from squeeze.errors import SqueezeError, UsageError
-from squeeze.measure import session
 from squeeze.recover.options import Options, Progress
 from squeeze.recover.run import Distilled, distill
 from squeeze.shapes import InputShapes

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from squeeze import session
 from squeeze.errors import SqueezeError
-from squeeze.measure import session
 from squeeze.model import node_name
 from squeeze.recover.ops import Op
 from squeeze.shapes import Shapes

@@ -32,7 +32,7 @@ def clean(text: str) -> str:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """DESIGN: `squeeze check --json`; its schema is schemas/check.schema.json."""
+    """`squeeze check --json`; its schema is schemas/check.schema.json."""
     return {
         "schema": SCHEMA,
         "tool": f"squeeze {__version__}",

@@ -22,7 +22,7 @@ def totals_json(totals: Totals) -> dict[str, Any]:
 def profile_json(
     profile: Profile, prediction: Prediction | None = None
 ) -> dict[str, Any]:
-    """DESIGN: `squeeze profile --json`; a prediction adds times in seconds."""
+    """`squeeze profile --json`; a prediction adds times in seconds."""
     layers = []
     times = (
         devices.layers_json(prediction) if prediction else [{}] * len(profile.layers)

@@ -14,7 +14,7 @@ from squeeze.rewrite.plan import Change, Result
 
 
 def result_json(result: Result) -> dict[str, Any]:
-    """DESIGN: every rewrite's `--json`."""
+    """Every rewrite's `--json`."""
     return {
         "schema": SCHEMA,
         "input": result.input,

@@ -1,4 +1,4 @@
-"""Sharing a budget out over layers (reference/maths.md, E).
+"""Sharing a budget out over layers, by a price per unit of cost (Lagrange).
 
 Each layer has a menu: leave it alone, or one of its choices with a cost and a loss.
 For a price λ per unit of cost every layer takes its best choice on its own; λ is

@@ -175,7 +175,7 @@ def planned_for(
     macs: int | float,
     data: FitData | None,
 ) -> list[Planned]:
-    """The plan of least loss within a budget for the whole model (maths.md, E).
+    """The plan of least loss within a budget for the whole model.
 
     A site's menu is the block at several values of its first number, and leaving it
     alone. Raises SqueezeError where the budget is out of reach.

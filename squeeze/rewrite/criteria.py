@@ -203,7 +203,7 @@ def _column_norms(trace: Trace, reading: Reading) -> Array:
 
 
 def _reconstruction(context: Context) -> Array:
-    """What the next layers lose after the refit, if this unit alone goes (maths.md F).
+    """What the next layers lose after the refit, if this unit alone goes.
 
     With Q = (Σ + λI)⁻¹ the removal of columns P costs tr(W_P (Q_PP)⁻¹ W_Pᵀ).
     Sinks without a refit, or too wide for a Gram matrix, count by energy.

@@ -132,7 +132,7 @@ def prune(
 def transform(
     model: ir.Model, shapes: Shapes, plan: Plan, data: Data, seed: int = 0
 ) -> Outcome:
-    """Prune a model in memory, in place, fitted to `data`: a step of another rewrite."""
+    """Prune a model in memory, fitted to `data`: a step of another rewrite."""
     return _State(plan, Samples(), seed, Split(data, data, "")).transform(model, shapes)
 
 

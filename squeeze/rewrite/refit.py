@@ -1,4 +1,4 @@
-"""Repair by least squares what removal broke (reference/maths.md, F).
+"""Repair by least squares what removal broke (He et al. 2017).
 
 Layer by layer in the graph's order: inputs from the shrunken network as it is by then,
 targets from the original (Zhang et al. 2015, §3.3; He et al. 2017). Where a layer ends

@@ -12,10 +12,11 @@ import onnx
 import onnx_ir as ir
 
 from squeeze import model as models
+from squeeze import session
 from squeeze import shapes as shaping
 from squeeze.cost import profile
 from squeeze.errors import SqueezeError
-from squeeze.measure import latency, session
+from squeeze.measure import latency
 from squeeze.measure.fidelity import Fidelity
 from squeeze.measure.inputs import random_feeds
 from squeeze.rewrite.plan import Outcome, Result

@@ -1,4 +1,4 @@
-"""shrink: the best mixture of pruning, low rank and separable convolutions for a target.
+"""shrink: the best mixture of pruning, low rank and separable convolutions.
 
 Channels couple layers, so how much of the way pruning goes is one number for the whole
 network: a few are tried. From there every layer takes the best of its menu (low rank of
@@ -84,7 +84,9 @@ def shrink(
     Raises UsageError without data, SqueezeError where no mixture reaches the target.
     """
     if data.data is None:
-        raise UsageError("shrink fits and judges on data: pass --data (no labels needed)")
+        raise UsageError(
+            "shrink fits and judges on data: pass --data (no labels needed)"
+        )
     return run(
         model,
         lambda m, shapes: _best(m, shapes, goal, data),
@@ -106,14 +108,16 @@ def _best(model: ir.Model, shapes: Shapes, goal: Goal, data: FitData) -> Outcome
         except SqueezeError as error:
             failures.append(str(error))
     if not trials:
-        raise SqueezeError(f"--macs {target:,.0f}: no mixture gets there: {failures[0]}")
+        raise SqueezeError(
+            f"--macs {target:,.0f}: no mixture gets there: {failures[0]}"
+        )
     best = min(trials, key=lambda t: t.error)
     tried = ", ".join(f"{t.share:.0%}: {t.error:.3g}" for t in trials)
     judged = len(data.calibration(model, shapes).held)
     notes = [
         f"output error by how far pruning went, on {judged} samples not fitted to: "
         f"{tried}; kept {best.share:.0%}",
-        f"{len(found.calibration)} samples of {found.calibration.name} to fit and judge",
+        f"{len(found.calibration)} samples of {found.calibration.name} used in all",
     ]
     return replace(best.outcome, notes=[*notes, *best.outcome.notes])
 
@@ -182,9 +186,7 @@ def _pruned(
     return prune.transform(model, shapes, plan, fitting, data.seed)
 
 
-def _error(
-    original: ir.Model, made: ir.Model, shapes: Shapes, data: FitData
-) -> float:
+def _error(original: ir.Model, made: ir.Model, shapes: Shapes, data: FitData) -> float:
     """Relative error of the outputs on calibration samples held out of every fit."""
     judge = data.calibration(original, shapes).held
     with TemporaryDirectory() as folder:

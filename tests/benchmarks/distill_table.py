@@ -210,7 +210,7 @@ def archives(options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def accuracy(model: Path, archive: Path) -> float:
-    from squeeze.measure import session
+    from squeeze import session
 
     with np.load(archive) as data:
         x, labels = data["x"], data["labels"]

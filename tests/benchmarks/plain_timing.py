@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from squeeze.measure import cases, latency, session
+from squeeze import session
+from squeeze.measure import cases, latency
 from squeeze.measure.latency import Candidate, Settings
 from tests.benchmarks import zoo
 

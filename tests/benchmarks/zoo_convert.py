@@ -46,9 +46,7 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     options = parser.parse_args()
     published = graphs.published(options.zoo)
-    print(
-        "graph: GMACs, against published | depthwise-separable: sites, MACs left | effnet"
-    )
+    print("graph: GMACs, against published | depthwise-separable | effnet")
     with tempfile.TemporaryDirectory() as made:
         for path in graphs.filled(options.zoo, Path(made), options.only):
             print(row(path, published, Path(made) / "out.onnx"), flush=True)

@@ -93,7 +93,7 @@ def test_each_failure_names_its_layers_and_a_remedy() -> None:
     assert result.reason == "19.78 M (100 %) over 19.78 M"
     assert [s.layer for s in result.heaviest] == ["conv2", "conv3", "conv1"]
     assert result.heaviest[0].share == pytest.approx(18_874_368 / 39_559_168)
-    assert "squeeze prune" in result.remedy
+    assert "squeeze shrink" in result.remedy
     assert "--macs 50%" in result.remedy
 
 

@@ -63,7 +63,7 @@ def test_json_is_one_document_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_profile_json_contract(capsys: pytest.CaptureFixture[str]) -> None:
-    """DESIGN's keys, and layers that sum to the totals."""
+    """The contract's keys, and layers that sum to the totals."""
     assert squeeze_cli(["profile", DIGITS, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     for key in ("macs", "flops", "params"):
@@ -215,7 +215,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_has_its_message_and_status(case: str, bad_files: Path) -> None:
-    """No traceback for what a user can cause, and the status that DESIGN gives."""
+    """No traceback for what a user can cause, and the status that the README gives."""
     arguments, status, message = WRONG[case]
     before = sorted(bad_files.iterdir())
     done = _squeeze(*arguments, cwd=bad_files)

@@ -17,7 +17,7 @@ LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 
 
 def test_cifar_baseline_matches_the_definitions(tmp_path: Path) -> None:
-    """DESIGN's check values for EffNet's baseline hold exactly."""
+    """The definitions' check values for EffNet's baseline hold exactly."""
     totals = squeeze.profile(cifar_baseline().save(tmp_path / "m.onnx")).totals
     assert totals.macs == 39_559_168
     assert totals.flops == 79_462_410

@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from squeeze import session
 from squeeze.errors import SqueezeError, UsageError
-from squeeze.measure import cases, latency, layers, session
+from squeeze.measure import cases, latency, layers
 from squeeze.measure.latency import Settings
 from tests.builders import SAMPLES, Net
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from squeeze.measure import session  # noqa: E402
+from squeeze import session  # noqa: E402
 from squeeze.model import normalize  # noqa: E402
 from squeeze.recover import to_torch  # noqa: E402
 from squeeze.recover.ops import TABLE  # noqa: E402

@@ -217,7 +217,7 @@ def test_markdown_can_be_replaced_in_a_pull_request(
         cells = {len(re.split(r"(?<!\\)\|", row)) for row in table.splitlines()}
         assert len(cells) == 1, table
     assert "conv2" in tables[-1]
-    assert "squeeze prune cifar10_cnn.onnx --macs" in out
+    assert "squeeze shrink cifar10_cnn.onnx --macs" in out
 
 
 @pytest.mark.parametrize("option", ["--junit", "--gitlab", "--markdown-file"])

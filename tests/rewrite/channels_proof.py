@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze import model as models
+from squeeze import session
 from squeeze import shapes as shaping
-from squeeze.measure import session
 from squeeze.rewrite.channels import axes_of, prepare, remove, trace
 
 

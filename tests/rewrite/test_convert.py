@@ -38,7 +38,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cifar_baseline().save(tmp_path_factory.mktemp("cifar") / "baseline.onnx")
 
 
-# blocks.md: `squeeze convert …` → MACs, exact
+# EffNet, Tables 1 and 2: `squeeze convert …` → MACs, exact
 CIFAR_TABLE = {
     "--to depthwise-separable --pool absorb": 2_914_304,
     "--to shufflenet --pool absorb": 2_231_296,
@@ -80,7 +80,7 @@ def test_mobilenet_table_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     kept = [c for c in report["changes"] if not c["applied"]]
     assert [c["reason"].split(";")[0] for c in kept] == ["first layer kept"]
     made = squeeze.profile(report["output"])
-    biases = sum(cout for cout, _ in MOBILENET)  # blocks.md counts weights alone
+    biases = sum(cout for cout, _ in MOBILENET)  # the paper counts weights alone
     assert made.totals.params - biases == 4_210_088
 
 
@@ -388,7 +388,7 @@ def test_latency_and_report_of_the_sample(tmp_path: Path) -> None:
     assert result.latency is not None
     assert result.latency.ratio_low <= result.latency.ratio <= result.latency.ratio_high
     assert result.latency.before_ms > 0
-    assert any("fitted to the old weights" in note for note in result.notes)
+    assert "new weights are not fitted" in result.notes
 
 
 # -- rules --------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def _last_arrays(node: ir.Node, fitted: Fitted) -> dict[ir.Value, Array]:
 
 
 def _without_skip(stats: Stats, width: int) -> Stats:
-    """Rows [x | y | skip] become [x | y − skip] (maths.md, G: residuals fit Y − X)."""
+    """Rows [x | y | skip] become [x | y − skip]: residuals fit Y − X."""
     total = len(stats.mean)
     size = (total - width) // 2
     matrix = np.zeros((width + size, total))

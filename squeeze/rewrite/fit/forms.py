@@ -1,4 +1,4 @@
-"""Kernels as products of factors: one einsum per structure (reference/maths.md, A–D).
+"""Kernels as products of factors: one einsum per structure.
 
 A structure without anything non-linear inside computes one kernel (O, C, *k): the sum
 over products that an einsum spells out. From that come its closed-form start (an SVD),
@@ -76,7 +76,7 @@ class Form:
 
 
 def grouped_pointwise(weight: Array, groups: int, inner: int) -> Form:
-    """Grouped convolution with `inner` outputs per group, then 1×1 (maths.md, A).
+    """Grouped convolution with `inner` outputs per group, then 1×1 (Guo et al. 2018).
 
     One group per channel is depthwise-separable with multiplier `inner`; one group is
     a plain convolution to `inner` channels. Squared error: the singular values left
@@ -106,7 +106,7 @@ def pointwise_grouped(weight: Array, groups: int, inner: int) -> Form:
 
 
 def spatial(weight: Array, rank: int, vertical_first: bool = True) -> Form:
-    """k×1 to `rank` channels, then 1×k, or the other way round (maths.md, B)."""
+    """k×1 to `rank` channels, then 1×k, or the other way round (Jaderberg 2014)."""
     out, cin, high, wide = weight.shape
     axes = (1, 2, 0, 3) if vertical_first else (1, 3, 0, 2)
     near, far = (high, wide) if vertical_first else (wide, high)
@@ -121,7 +121,7 @@ def spatial(weight: Array, rank: int, vertical_first: bool = True) -> Form:
 
 
 def tucker(weight: Array, rank_in: int, rank_out: int) -> Form:
-    """1×1 down, k×k, 1×1 up: Tucker-2 by the leading subspaces (maths.md, D)."""
+    """1×1 down, k×k, 1×1 up: Tucker-2 by the leading subspaces (Kim 2016)."""
     out, cin = weight.shape[:2]
     flat = weight.reshape(out, cin, -1)
     outer = _padded(_leading(flat.reshape(out, -1), rank_out), 1, rank_out)
@@ -250,7 +250,7 @@ def sweep(
 def output_pca(
     weight: Array, rank: int, target: Target | None, outputs: Array | None = None
 ) -> Form:
-    """k×k to `rank` channels, then 1×1 (maths.md, C); without data, the SVD.
+    """k×k to `rank` channels, then 1×1 (Zhang et al. 2015); without data, SVD.
 
     `weight` (O, D). With a target: the best kernel of that rank for its inputs, by
     projecting the unrestricted one on the leading eigenvectors of its outputs'

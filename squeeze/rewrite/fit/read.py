@@ -1,7 +1,7 @@
 """Reading a built block: which structure it is, and where its weights go.
 
 A chain of convolutions with nothing between them is linear and has a closed form by
-its signature (reference/maths.md, A, B, D). Anything else has a last convolution that
+its signature. Anything else has a last convolution that
 is linear in the block's real features (G).
 """
 
@@ -220,7 +220,7 @@ def _combined(windows: Sequence[Window]) -> Window | None:
 
 
 def start_layers(chain: Chain, weight: Array, bias: Array) -> dict[ir.Value, Array]:
-    """Start weights of a block that has no closed form (maths.md, G).
+    """Start weights of a block that has no closed form.
 
     1×1 in front repeats the identity, or keeps the leading input subspace where it
     narrows; depthwise filters are those of A, split into k×1 and 1×k by their best

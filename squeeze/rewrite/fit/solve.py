@@ -1,4 +1,4 @@
-"""Ridge least squares on Gram statistics (reference/maths.md, F).
+"""Ridge least squares on Gram statistics (He et al. 2017; Zhang et al. 2015).
 
 Everything works on centred statistics of rows `[features | targets]`, so that an
 affine map's bias drops out and follows from the means.
@@ -13,7 +13,7 @@ import numpy as np
 from squeeze.calibrate.stats import Stats
 
 Array = np.ndarray
-RIDGE = 1e-3  # times trace / dim: what a few thousand rows can tell (maths.md, F)
+RIDGE = 1e-3  # times trace / dim: what a few thousand rows can tell
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def regress_towards(
 def refit(
     weight: Array, bias: Array, stats: Stats, kept: Array, ridge: float = RIDGE
 ) -> Affine:
-    """Weights of a consumer whose inputs are cut down to `kept` (maths.md, F).
+    """Weights of a consumer whose inputs are cut down to `kept` (He et al. 2017).
 
     `weight` (O, D) and `bias` (O,) act on all D columns of `stats`; the result acts on
     the kept ones: W_S = W Σ[:, S] (Σ[S, S] + λI)⁻¹, b_S = b + W μ − W_S μ[S].
@@ -91,7 +91,7 @@ def refit(
 def removal_cost(
     weight: Array, stats: Stats, removed: Array, ridge: float = RIDGE
 ) -> float:
-    """Squared error left after the refit when columns `removed` go (maths.md, F).
+    """Squared error left after the refit when columns `removed` go: a Schur complement.
 
     tr(W_P (Σ_PP − Σ_PS (Σ_SS + λI)⁻¹ Σ_SP) W_Pᵀ)
     """

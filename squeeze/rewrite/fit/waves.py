@@ -21,7 +21,7 @@ from squeeze.calibrate.stats import POSITIONS, Collector, Products, Stats
 from squeeze.cost.profile import count
 from squeeze.shapes import InputShapes, Shapes
 
-WAVES = 8  # reference/maths.md, G
+WAVES = 8  # passes over the data at most
 PASS_MACS = 2e12  # that all passes together may cost beyond the first: about a minute
 HELD = 5  # every fifth sample judges the fits and is not fitted to
 ROW_BYTES = 128 * 2**20  # of sampled rows kept per site

@@ -182,8 +182,11 @@ class _State:
         goal = self._goal(found, model)
         all_changes: list[Change] = []
         masks: dict[str, Array] = {}
+        undistorted = model
         for number in range(self._rounds):
             if number:
+                undistorted = model
+                model = model.clone() if self.plan.distort else model
                 prepared = prepare(model, shapes)
                 if self.plan.distort:
                     self._distort(model, number)
@@ -191,6 +194,7 @@ class _State:
                 found = trace(prepared, self.plan.attention)
             keep = goal(found)
             if number and keep.all():
+                model = undistorted  # nothing came of the distortion
                 break
             reason = selector(self.plan.only, self.plan.skip)
             shapes, changes, kept = views.apply(found, keep, "prune", reason)

@@ -227,3 +227,39 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         )  # fmt: skip
         files.append(output.read_bytes())
     assert files[0] == files[1]
+
+
+def test_distortion_that_frees_nothing_is_undone(tmp_path: Path) -> None:
+    """Where no channel goes after distorting, the weights are those before it."""
+    out, model = tmp_path / "out.onnx", SAMPLES / "digits_cnn.onnx"
+    words = ["prune", str(model), "--threshold", "0", "--rounds", "3", "--distort"]
+    words += [
+        "0.1",
+        "--data",
+        str(SAMPLES / "digits.npz"),
+        "-o",
+        str(out),
+        "--no-bench",
+    ]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    x = np.load(SAMPLES / "digits_test.npz")["x"]
+    assert np.allclose(run(out, x=x)[0], run(model, x=x)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--latency", "90%"],
+        ["--by", "outlier"],
+        ["--macs", "60%", "--round-to", "native"],
+    ],
+)
+def test_other_ways_to_choose(words: list[str], tmp_path: Path) -> None:
+    """A latency target, outliers, and the machine's own rounding all work."""
+    out, model = tmp_path / "out.onnx", SAMPLES / "digits_cnn.onnx"
+    given = ["prune", str(model), *words, "--data", str(SAMPLES / "digits.npz")]
+    result = CliRunner().invoke(cli, [*given, "-o", str(out), "--no-bench"])
+    assert result.exit_code in (0, 3), result.output
+    if result.exit_code == 0:
+        x = np.load(SAMPLES / "digits_test.npz")["x"]
+        assert run(out, x=x)[0].shape == (500, 10)

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -32,11 +32,17 @@ FOLD_LIMIT = 2**27  # most elements of a ConstantOfShape weight
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from."""
+    """Where a model came from; `mapped` is the file, where weights are read from it."""
 
     path: Path
     file_bytes: int
     external: bool
+    mapped: mmap.mmap | None = field(default=None, compare=False, repr=False)
+
+    def release_pages(self) -> None:
+        """Give back the memory of weights read so far; they can be read again."""
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
@@ -66,11 +72,11 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     _check_inline(model, path)
     del proto
     external = _external_files(model, path)
-    if path.stat().st_size > MAP_FROM:
-        _map_weights(model, path)
-    model.meta[SOURCE] = Source(
-        path, sum(f.stat().st_size for f in {path, *external}), bool(external)
-    )
+    mapped = _map_weights(model, path) if path.stat().st_size > MAP_FROM else None
+    size = sum(f.stat().st_size for f in {path, *external})
+    source = Source(path, size, bool(external), mapped)
+    source.release_pages()  # the search for the weights has touched every page
+    model.meta[SOURCE] = source
     return normalize(model)
 
 
@@ -199,7 +205,7 @@ def _resolved(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
     )
 
 
-def _map_weights(model: ir.Model, path: Path) -> None:
+def _map_weights(model: ir.Model, path: Path) -> mmap.mmap:
     """Back big inline weights by the file's own bytes, so that the parsed copy can go.
 
     The bytes are found by looking for them: whatever is found is equal.
@@ -224,8 +230,7 @@ def _map_weights(model: ir.Model, path: Path) -> None:
         value.const_value = ir.Tensor(
             array.reshape(shape), tensor.dtype, shape=ir.Shape(shape), name=tensor.name
         )
-    if hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # the search has touched every page
+    return mapped
 
 
 def normalize(model: ir.Model) -> ir.Model:

@@ -201,19 +201,25 @@ def measure(
     made = time.perf_counter() - start
     rounds = int(np.clip(settings.seconds / max(made, 1e-9), LEAST_ROUNDS, ROUNDS))
     for index in range(rounds):
-        if index:
-            del slots  # two rounds' sessions would be twice the memory
-            slots = _open(candidates, settings)
-        turns = _turns(slots, settings, rounds)
-        for each in found:
-            each.append([])
-        for turn in range(turns):
-            order = list(enumerate(slots))
-            for position, slot in order if turn % 2 == 0 else order[::-1]:
-                found[position][-1].append(slot.slice())
-            if progress is not None:
-                progress((index + (turn + 1) / turns) / rounds)
+        # a round's sessions are gone before the next one's are made: big models
+        slots = slots if index == 0 else _open(candidates, settings)
+        timed = _round(slots, _turns(slots, settings, rounds))
+        slots = []
+        for each, slices in zip(found, timed, strict=True):
+            each.append(slices)
+        if progress is not None:
+            progress((index + 1) / rounds)
     return found
+
+
+def _round(slots: Sequence[_Slot], turns: int) -> list[list[Array]]:
+    """Slices by candidate, taken in turns, every other turn from the last one on."""
+    slices: list[list[Array]] = [[] for _ in slots]
+    for turn in range(turns):
+        order = range(len(slots)) if turn % 2 == 0 else reversed(range(len(slots)))
+        for position in order:
+            slices[position].append(slots[position].slice())
+    return slices
 
 
 def _turns(slots: Sequence[_Slot], settings: Settings, rounds: int) -> int:

@@ -69,6 +69,8 @@ def run(
     origin = models.source(model)
     outcome, notes = _transformed(model, shapes, transform, options)
     del model
+    if origin is not None:
+        origin.release_pages()
     after_shapes = shaping.infer(outcome.model, _renamed_inputs(outcome.model, given))
     _stamp(outcome.model, options.command)
     written = None

@@ -66,6 +66,27 @@ def build(
     return builder.finish(settings)
 
 
+def lazy_weight(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: ir.DataType,
+    array: Callable[[], np.ndarray],
+) -> ir.Value:
+    """A weight that takes memory when it is used."""
+    tensor = ir.LazyTensor(
+        lambda: ir.Tensor(array().astype(dtype.numpy()), dtype=dtype, name=name),
+        dtype=dtype,
+        shape=ir.Shape(shape),
+        name=name,
+    )
+    return ir.Value(
+        name=name,
+        shape=ir.Shape(shape),
+        type=ir.TensorType(dtype),
+        const_value=tensor,
+    )
+
+
 class _Builder:
     """Keeps the fragment while its layers are added in turn."""
 
@@ -106,21 +127,8 @@ class _Builder:
     def weight(
         self, array: Callable[[], np.ndarray], shape: tuple[int, ...], role: str
     ) -> ir.Value:
-        """A weight that takes memory when it is used."""
-        dtype = self.site.dtype
         name = f"{self.prefix}/{len(self.nodes) + 1}.{role}"
-        tensor = ir.LazyTensor(
-            lambda: ir.Tensor(array().astype(dtype.numpy()), dtype=dtype, name=name),
-            dtype=dtype,
-            shape=ir.Shape(shape),
-            name=name,
-        )
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(shape),
-            type=ir.TensorType(dtype),
-            const_value=tensor,
-        )
+        value = lazy_weight(name, shape, self.site.dtype, array)
         self.weights.append(value)
         self.shapes[name] = shape
         return value

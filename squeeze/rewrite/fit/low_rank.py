@@ -14,7 +14,7 @@ from squeeze.calibrate.stats import Collector, Columns, Products, Stats, Window
 from squeeze.cost.ops import CONTRACTIONS
 from squeeze.cost.profile import count
 from squeeze.model import node_name
-from squeeze.rewrite.build import Fragment, attach, graft, settle
+from squeeze.rewrite.build import Fragment, attach, graft, lazy_weight, settle
 from squeeze.rewrite.fit import forms, match, ranks, read
 from squeeze.rewrite.fit.blocks import (
     WIDEST,
@@ -419,21 +419,9 @@ class _Maker:
         self.input = self.value = entry
 
     def weight(self, shape: tuple[int, ...], role: str) -> ir.Value:
-        """A weight to be filled in; it takes memory when it is used."""
+        """A weight to be filled in."""
         name = f"{self.one.name}/low_rank/{len(self.nodes) + 1}.{role}"
-        dtype = self.one.dtype
-        tensor = ir.LazyTensor(
-            lambda: ir.Tensor(np.zeros(shape, dtype.numpy()), dtype=dtype, name=name),
-            dtype=dtype,
-            shape=ir.Shape(shape),
-            name=name,
-        )
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(shape),
-            type=ir.TensorType(dtype),
-            const_value=tensor,
-        )
+        value = lazy_weight(name, shape, self.one.dtype, lambda: np.zeros(shape))
         self.weights.append(value)
         return value
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from squeeze.calibrate.data import Data
+from squeeze.errors import SqueezeError
 from squeeze.recover.check import as_input
 
 CACHE_BYTES = 2 * 10**9  # data up to this size is read once and kept
@@ -206,9 +207,14 @@ def resized(
     result = {}
     for name, x in inputs.items():
         wanted, axes = shapes.get(name), image_axes(tuple(x.shape))
-        if wanted is None or axes is None or tuple(x.shape[1:]) == wanted[1:]:
+        if wanted is None or tuple(x.shape[1:]) == wanted[1:]:
             result[name] = x
             continue
+        if axes is None or len(wanted) != x.ndim or wanted[axes[0]] != x.shape[axes[0]]:
+            raise SqueezeError(
+                f"input {name!r} takes {list(wanted[1:])}, the other network's takes "
+                f"{list(x.shape[1:])}; only an image's height and width may differ"
+            )
         c, h, w = axes
         image = x if c == 1 else x.permute(0, 3, 1, 2)
         size = (wanted[h], wanted[w])

@@ -167,3 +167,15 @@ def test_defaults_from_squeeze_toml(
     monkeypatch.chdir(tmp_path)
     assert squeeze_cli(["distill", str(student)]) == 0
     assert (tmp_path / "student.distilled.onnx").exists()
+
+
+def test_networks_of_different_inputs_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A student that takes something else is told what, with status 3."""
+    pytest.importorskip("torch")
+    words = ["distill", str(SAMPLES / "adder_mlp.onnx"), "-o", str(tmp_path / "o.onnx")]
+    words += ["--teacher", str(SAMPLES / "digits_cnn.onnx")]
+    assert squeeze_cli([*words, "--data", str(SAMPLES / "digits.npz")]) == 3
+    assert "input 'input' takes [2]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from zlib import crc32
@@ -377,8 +378,14 @@ class TestSets:
     folders: tuple[Path, ...]
     specs: tuple[InputSpec, ...]
 
+    @cached_property
+    def starts(self) -> Array:
+        """Index of each folder's first sample, and the number of all."""
+        lengths = [len(self._load(f)[self.specs[0].name]) for f in self.folders]
+        return np.cumsum([0, *lengths])
+
     def __len__(self) -> int:
-        return sum(len(self._load(f)[self.specs[0].name]) for f in self.folders)
+        return int(self.starts[-1])
 
     def _load(self, folder: Path) -> dict[str, Array]:
         feeds = {}
@@ -395,8 +402,12 @@ class TestSets:
         return feeds
 
     def read(self, indices: Array) -> tuple[dict[str, Array], Array | None]:
-        parts = Joined(tuple(Arrays(self._load(f), None) for f in self.folders))
-        return parts.read(indices)
+        which = np.searchsorted(self.starts, indices, side="right") - 1
+        wanted = np.unique(which)
+        parts = Joined(tuple(Arrays(self._load(self.folders[w]), None) for w in wanted))
+        lengths = np.diff(self.starts)[wanted]
+        before = np.cumsum([0, *lengths])[np.searchsorted(wanted, which)]
+        return parts.read(indices - self.starts[which] + before)
 
 
 @dataclass(frozen=True)
@@ -411,7 +422,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         if any(f.parent == self.root for f in self.files):
             return []

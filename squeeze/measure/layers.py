@@ -29,7 +29,6 @@ from squeeze.model import node_name
 KERNEL = "_kernel_time"
 SUFFIXES = ("_nchwc", "_quant", "_nhwc")  # what onnxruntime appends to renamed nodes
 LEAST_RUNS, MOST_RUNS = 5, 300
-MOST_EVENTS = 500_000  # onnxruntime's profiler drops events from a million on
 
 Kind = Literal["layer", "runtime", "rest"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,9 +297,3 @@ def _phases(
         Phase("blocks", blocks, epochs, share, tuple(sorted(inside))),
         Phase("whole", whole, options.epochs - epochs, 1 - share, every),
     ]
-
-
-def outputs_of(module: GraphModule, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The module's outputs without gradients."""
-    with torch.no_grad():
-        return module.run(inputs)

@@ -71,6 +71,17 @@ def test_onnx_test_sets(model: Path, tmp_path: Path) -> None:
     assert np.array_equal(_all(_open(tmp_path, model)), X[:3])
 
 
+def test_onnx_test_sets_of_several_samples(model: Path, tmp_path: Path) -> None:
+    """Samples are found across the sets, in any order, by index."""
+    for index, part in enumerate((X[:4], X[4:5], X[5:11])):
+        folder = tmp_path / f"test_data_set_{index}"
+        folder.mkdir()
+        onnx.save_tensor(numpy_helper.from_array(part), str(folder / "input_0.pb"))
+    data = _open(tmp_path, model)
+    order = np.array([9, 0, 4, 3, 10])
+    assert np.array_equal(_all(data.take(order)), X[order])
+
+
 def test_image_folders(model: Path, tmp_path: Path) -> None:
     """Class folders give labels; size, mean, std and layout are applied."""
     image = pytest.importorskip("PIL.Image")

@@ -56,13 +56,6 @@ def solve(gram: Array, right: Array, ridge: float = RIDGE) -> Array:
         return np.asarray(vectors @ ((vectors.T @ right) / values[:, None]))
 
 
-def regress(stats: Stats, width: int, ridge: float = RIDGE) -> Affine:
-    """Least squares of the columns from `width` on, on those before it."""
-    covariance, mean = stats.covariance, stats.mean
-    weight = solve(covariance[:width, :width], covariance[:width, width:], ridge).T
-    return Affine(weight, mean[width:] - weight @ mean[:width])
-
-
 def regress_towards(
     stats: Stats, width: int, start: Array, ridge: float = RIDGE
 ) -> Affine:
@@ -86,21 +79,3 @@ def refit(
     inner = covariance[np.ix_(kept, kept)]
     fitted = solve(inner, covariance[kept] @ weight.T, ridge).T
     return Affine(fitted, bias + weight @ mean - fitted @ mean[kept])
-
-
-def removal_cost(
-    weight: Array, stats: Stats, removed: Array, ridge: float = RIDGE
-) -> float:
-    """Squared error left after the refit when columns `removed` go: a Schur complement.
-
-    tr(W_P (Σ_PP − Σ_PS (Σ_SS + λI)⁻¹ Σ_SP) W_Pᵀ)
-    """
-    covariance = stats.covariance
-    mask = np.zeros(len(covariance), bool)
-    mask[removed] = True
-    gone, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
-    cross = covariance[np.ix_(kept, gone)]
-    rest = covariance[np.ix_(gone, gone)]
-    rest = rest - cross.T @ solve(covariance[np.ix_(kept, kept)], cross, ridge)
-    part = weight[:, gone]
-    return float(np.einsum("od,de,oe->", part, rest, part, optimize=True))

@@ -26,6 +26,7 @@ from squeeze.shapes import Shapes
 
 Array = np.ndarray
 BATCH = 32
+HELD_OUT = 2000  # samples at most: enough for half a point of accuracy
 LABELS = ("labels", "label", "y")
 IMAGES = (
     ".png",
@@ -177,23 +178,32 @@ def open_data(
 def split(
     data: Data, samples: int = 512, seed: int = 0, evaluation: Data | None = None
 ) -> Split:
-    """Calibration drawn by seed; evaluation is `--eval-data`, else the last fifth."""
+    """Calibration drawn by seed; evaluation is `--eval-data`, or what is held out."""
     if evaluation is not None:
         calibration = data.sample(samples, seed)
         text = f"{len(calibration)} of {len(data)} samples of {data.name} to fit, "
         return Split(calibration, evaluation, text + f"evaluated on {evaluation.name}")
-    held = max(len(data) // 5 // data.batch_size * data.batch_size, 0)
-    held = held or len(data) // 5
+    rest, evaluation = hold_out(data)
+    calibration = rest.sample(samples, seed)
+    text = f"{len(calibration)} samples of {data.name} to fit, "
+    return Split(calibration, evaluation, text + f"its last {len(evaluation)} held out")
+
+
+def hold_out(data: Data) -> tuple[Data, Data]:
+    """All but the last fifth, and that: `HELD_OUT` samples at most.
+
+    The same for fitting, training and measuring: what one of them holds out, no other
+    has seen. Raises SqueezeError for fewer than five samples.
+    """
+    most = min(len(data) // 5, HELD_OUT)
+    held = most // data.batch_size * data.batch_size or most
     if held == 0:
         raise SqueezeError(
             f"{data.name}: {len(data)} samples are too few to hold a fifth out; "
             "pass --eval-data"
         )
     order = np.arange(len(data))
-    calibration = data.take(order[:-held]).sample(samples, seed)
-    evaluation = data.take(order[-held:])
-    text = f"{len(calibration)} samples of {data.name} to fit, its last {held} held out"
-    return Split(calibration, evaluation, text)
+    return data.take(order[:-held]), data.take(order[-held:])
 
 
 # -- fitting samples to inputs ------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -209,30 +210,31 @@ def print_tables(tables: Sequence[Any], as_markdown: bool) -> None:
 
 def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
     """`rewrite.run.Options` from the options of `rewriting`."""
-    import sys
-
+    from squeeze.cli import _training
     from squeeze.rewrite.run import Options, default_output
 
+    output = given["output"] or default_output(model, suffix)
     return Options(
-        output=given["output"] or default_output(model, suffix),
+        output=output,
         dry_run=given["dry_run"],
         bench=not given["no_bench"],
         simplify=not given["no_simplify"],
         seed=given["seed"],
         input_shapes=shapes_of(given["input_shapes"]),
-        command=" ".join(["squeeze", *_without_output(sys.argv[1:])]),
+        command=command_line(),
+        train=_training.trainer(model, output, given),
     )
 
 
-def _without_output(arguments: list[str]) -> list[str]:
-    """The command without where it wrote: the same options give the same bytes."""
+def command_line() -> str:
+    """This command without where it wrote: the same options give the same bytes."""
     kept: list[str] = []
     skip = False
-    for argument in arguments:
-        if not skip and not argument.startswith(("-o", "--output")):
+    for argument in sys.argv[1:]:
+        if not skip and not argument.startswith(("-o", "--output", "--resume")):
             kept.append(argument)
         skip = not skip and argument in ("-o", "--output")
-    return kept
+    return " ".join(["squeeze", *kept])
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, str]:
@@ -248,10 +250,14 @@ def assignments(pairs: Sequence[str]) -> dict[str, str]:
 
 def print_result(result: Any, given: Mapping[str, Any]) -> None:
     """A rewrite's report: tables, Markdown or JSON; warnings on stderr."""
-    from squeeze.report import rewrites
+    from squeeze.report import distilled, rewrites
 
+    trained = result.trained if given.get("html") else None
     report(
-        rewrites.tables(result),
+        [
+            *rewrites.tables(result),
+            *([distilled.epochs_table(trained)] if trained else []),
+        ],
         lambda: rewrites.result_json(result),
         given,
         f"{Path(result.input).name}, rewritten",
@@ -301,6 +307,9 @@ def fit_data(given: Mapping[str, Any]) -> Iterator[Any]:
                 stack.close()
                 shown[what] = stack.enter_context(_progress.bar(what))
             shown[what](done / max(total, 1))
+            if done >= total:
+                shown.clear()
+                stack.close()
 
         yield FitData(
             data=given["data"],

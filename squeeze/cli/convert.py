@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from squeeze.cli import _options as options
+from squeeze.cli import _training as training
 
 
 @click.command("convert", short_help="Replace standard convolutions by a block.")
@@ -44,6 +45,7 @@ from squeeze.cli import _options as options
     help="MACs of the whole model: 50%, 600M. Chooses the sites and the multiplier.",
 )
 @options.fitting
+@training.distilling
 @options.rewriting
 def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> None:
     """Replace MODEL's standard convolutions by a block.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from squeeze.cli import _options as options
+from squeeze.cli import _training as training
 
 
 @click.command("factorize", short_help="Low-rank layers, fully connected and others.")
@@ -42,6 +43,7 @@ from squeeze.cli import _options as options
 @click.option("--allow-costlier", is_flag=True, help="Also where it costs more.")
 @options.selecting
 @options.fitting
+@training.distilling
 @options.rewriting
 def command(model: Path, **given: Any) -> None:
     """Replace MODEL's layers by products of thinner ones.

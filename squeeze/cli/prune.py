@@ -10,6 +10,7 @@ import click
 
 from squeeze.cli import _amounts as amounts
 from squeeze.cli import _options as options
+from squeeze.cli import _training as training
 
 CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
 
@@ -67,6 +68,7 @@ CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
     help="What goes from attention: dimensions of every head, or whole heads.",
 )
 @click.option("--explain", is_flag=True, help="List what could go and what can't.")
+@training.distilling
 @options.rewriting
 def command(model: Path, explain: bool, **given: Any) -> None:
     """Remove the channels of MODEL that matter least, and repair what that broke.

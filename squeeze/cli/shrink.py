@@ -9,6 +9,7 @@ import click
 
 from squeeze.cli import _amounts as amounts
 from squeeze.cli import _options as options
+from squeeze.cli import _training as training
 
 
 @click.command("shrink", short_help="The best mixture of methods for a target.")
@@ -32,6 +33,7 @@ from squeeze.cli import _options as options
 )
 @options.selecting
 @options.fitting
+@training.distilling
 @options.rewriting
 def command(model: Path, **given: Any) -> None:
     """Bring MODEL to a target by the mixture that keeps its outputs best.

@@ -10,6 +10,7 @@ import click
 
 from squeeze.cli import _amounts as amounts
 from squeeze.cli import _options as options
+from squeeze.cli import _training as training
 
 
 @click.command("width", short_help="Thin every layer.")
@@ -39,6 +40,7 @@ from squeeze.cli import _options as options
 @amounts.looking_at_data
 @options.selecting
 @amounts.round_to
+@training.distilling
 @options.rewriting
 def command(model: Path, multipliers: tuple[Fraction, ...], **given: Any) -> None:
     """Thin every layer of MODEL to floor(multiplier · channels) (MobileNets §3.3).

@@ -59,7 +59,7 @@ class Score:
     """The student against the teacher on held-out samples.
 
     `loss` is what is minimised; `error` is ‖student − teacher‖ / ‖teacher‖ over the
-    outputs. `agreement` needs class scores, the accuracies labels as well.
+    outputs, of log-probabilities where these are class scores. `agreement` needs class scores, the accuracies labels as well.
     """
 
     loss: float

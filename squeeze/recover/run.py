@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from squeeze.calibrate.data import Data, fixed_batch
+from squeeze.calibrate.data import HELD_OUT, Data, fixed_batch, hold_out
 from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover import checkpoint as checkpoints
 from squeeze.recover import norms
@@ -31,7 +31,6 @@ from squeeze.recover.objective import (
 from squeeze.recover.options import Epoch, Options, Progress, Score
 from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
 
-HELD_OUT = 2000  # samples at most: enough for half a point of agreement
 NORM_BATCH = 16  # fewer samples make poor statistics
 NORM_SAMPLES = 512  # to start an inserted normalisation from
 EVAL_BATCH = 128
@@ -79,7 +78,9 @@ def distill(
     options = options or Options()
     started = time.monotonic()
     _check_inputs(student, teacher)
-    training, held = _split(data, evaluation)
+    training, held = (
+        hold_out(data) if evaluation is None else (data, evaluation.sample(HELD_OUT))
+    )
     options = options.settled(len(training))
     device = _device(options)
     modules = to_torch(student), to_torch(teacher)
@@ -142,21 +143,6 @@ def _check_inputs(student: ir.Model, teacher: ir.Model) -> None:
             f"the student's inputs are {', '.join(map(str, ours))}, the teacher's "
             f"{', '.join(map(str, theirs))}; distil a student made from this teacher"
         )
-
-
-def _split(data: Data, evaluation: Data | None) -> tuple[Data, Data]:
-    """Training and held-out samples: the last fifth as everywhere, 2000 at most."""
-    if evaluation is not None:
-        return data, evaluation.sample(HELD_OUT)
-    size = data.batch_size if len(data) >= 10 * data.batch_size else 1
-    held = min(len(data) // 5, HELD_OUT) // size * size
-    if held == 0:
-        raise SqueezeError(
-            f"{data.name}: {len(data)} samples are too few to hold a fifth out; "
-            "pass --eval-data"
-        )
-    order = np.arange(len(data))
-    return data.take(order[:-held]), data.take(order[-held:])
 
 
 def _device(options: Options) -> torch.device:

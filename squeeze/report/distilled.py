@@ -9,15 +9,18 @@ from squeeze.report.costs import SCHEMA
 from squeeze.report.table import Column, Table
 
 if TYPE_CHECKING:
-    from squeeze.recover.options import Epoch, Score
+    from squeeze.recover.options import Score
     from squeeze.recover.run import Distilled
 
 
 def distilled_json(done: Distilled, files: dict[str, str]) -> dict[str, Any]:
     """`squeeze distill --json`; `files` names the input, the teacher and the output."""
+    return {"schema": SCHEMA, **files, **training_json(done)}
+
+
+def training_json(done: Distilled) -> dict[str, Any]:
+    """How training went, epoch by epoch."""
     return {
-        "schema": SCHEMA,
-        **files,
         "before": asdict(done.before),
         "after": asdict(done.after),
         "history": [asdict(epoch) for epoch in done.history],
@@ -39,7 +42,7 @@ def summary_table(done: Distilled, output: str) -> Table:
     rows = [
         ["same top class as the teacher", *_shares(before.agreement, after.agreement)],
         ["accuracy", *_shares(before.accuracy, after.accuracy)],
-        ["output error", f"{before.error:.3g}", f"{after.error:.3g}"],
+        [_error(after), f"{before.error:.3g}", f"{after.error:.3g}"],
         ["loss", f"{before.loss:.4g}", f"{after.loss:.4g}"],
     ]
     if after.teacher_accuracy is not None:
@@ -58,7 +61,7 @@ def epochs_table(done: Distilled) -> Table:
     """One line per epoch: the training loss and the held-out figures."""
     columns = [Column("phase", "left"), Column("epoch"), Column("loss")]
     columns += [Column("held-out loss"), Column("agreement"), Column("accuracy")]
-    columns += [Column("output error"), Column("seconds")]
+    columns += [Column(_error(done.after)), Column("seconds")]
     rows = [
         [
             epoch.phase,
@@ -74,15 +77,13 @@ def epochs_table(done: Distilled) -> Table:
     return Table("Epochs", columns, rows)
 
 
+def _error(score: Score) -> str:
+    """What `Score.error` is called: scores are compared after a softmax."""
+    return "output error" if score.agreement is None else "log-probability error"
+
+
 def _shares(*values: float | None) -> list[str]:
     return ["" if v is None else f"{v:.2%}" for v in values]
-
-
-def epoch_line(epoch: Epoch) -> str:
-    """One line of progress: `whole 3/27: loss 0.412, agreement 71.2 %, …`."""
-    count = f"/{epoch.epochs}" if epoch.epochs else ""
-    parts = [f"{epoch.phase} {epoch.epoch}{count}: loss {epoch.loss:.4f}"]
-    return ", ".join([*parts, *score_words(epoch.score)])
 
 
 def score_words(score: Score) -> list[str]:

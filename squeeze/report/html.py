@@ -187,8 +187,9 @@ def _cell(column: Column, text: str) -> str:
 
 def _points(document: Mapping[str, Any]) -> dict[str, Any]:
     """Cost against what it gives up for several models, or a learning curve."""
-    if document.get("history"):
-        return _curve(document["history"])
+    trained = document.get("distilled") or document
+    if trained.get("history"):
+        return _curve(trained["history"])
     models = document.get("models") or []
     if len(models) < 2:
         return {}

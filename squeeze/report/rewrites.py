@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from squeeze.report.costs import SCHEMA, before_after, totals_json
+from squeeze.report.distilled import summary_table, training_json
 from squeeze.report.table import Column, Table, ratio, si
 from squeeze.rewrite.plan import Change, Result
 
@@ -24,13 +25,15 @@ def result_json(result: Result) -> dict[str, Any]:
         "changes": [change.json() for change in result.changes],
         "latency": asdict(result.latency) if result.latency else None,
         "fidelity": asdict(result.fidelity) if result.fidelity else None,
+        "distilled": training_json(result.trained) if result.trained else None,
         "notes": list(result.notes),
     }
 
 
 def tables(result: Result) -> list[Table]:
-    """The changes, then the whole model before and after."""
-    return [changes_table(result.changes), summary_table(result)]
+    """The changes, how training went, then the whole model before and after."""
+    trained = [summary_table(result.trained, "Training")] if result.trained else []
+    return [changes_table(result.changes), *trained, totals_table(result)]
 
 
 def changes_table(changes: Sequence[Change]) -> Table:
@@ -83,7 +86,7 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def summary_table(result: Result) -> Table:
+def totals_table(result: Result) -> Table:
     """Costs before and after, and latency where it was measured."""
     rows = [list(row) for row in before_after(result.before, result.after)]
     if latency := result.latency:

@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -14,6 +14,9 @@ from squeeze.cost import Totals
 from squeeze.errors import UsageError
 from squeeze.measure.fidelity import Fidelity
 from squeeze.measure.latency import Latency
+
+if TYPE_CHECKING:
+    from squeeze.recover.run import Distilled
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished rewrite, as reported. `model` is the rewritten model in memory."""
+    """A finished rewrite, as reported. `model` is the rewritten model in memory.
+
+    `trained` says how distillation went, where it was asked for.
+    """
 
     input: str
     output: str | None
@@ -68,6 +74,7 @@ class Result:
     fidelity: Fidelity | None
     notes: tuple[str, ...]
     model: ir.Model
+    trained: Distilled | None = None
 
     @property
     def applied(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
@@ -22,13 +23,21 @@ from squeeze.measure.inputs import random_feeds
 from squeeze.rewrite.plan import Outcome, Result
 from squeeze.shapes import InputShapes, Shapes
 
+if TYPE_CHECKING:
+    from squeeze.recover.run import Distilled
+
 Transform = Callable[[ir.Model, Shapes], Outcome]
 Measure = Callable[[Path, Path], Fidelity | None]
+Train = Callable[[], "Distilled"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every rewrite takes. `output` None, or `dry_run`, writes nothing."""
+    """What every rewrite takes. `output` None, or `dry_run`, writes nothing.
+
+    `train` trains the model at `output` in place and says how that went; what is
+    measured afterwards is the trained model.
+    """
 
     output: Path | None = None
     dry_run: bool = False
@@ -37,6 +46,7 @@ class Options:
     seed: int = 0
     input_shapes: InputShapes = field(default_factory=dict)
     command: str = ""
+    train: Train | None = None
 
     @property
     def writes(self) -> Path | None:
@@ -77,6 +87,7 @@ def run(
     if options.writes:
         verify = _verifier(origin, shapes, after_shapes, notes)
         written = models.save(outcome.model, options.writes, verify)
+    trained = _trained(outcome, options, notes) if written else None
     after = profile(
         outcome.model,
         shapes=after_shapes,
@@ -100,8 +111,24 @@ def run(
         latency=measured,
         fidelity=similar,
         notes=tuple(notes),
-        model=outcome.model,
+        model=outcome.model if trained is None else trained.model,
+        trained=trained,
     )
+
+
+def _trained(outcome: Outcome, options: Options, notes: list[str]) -> Distilled | None:
+    """Train what was written, if that was asked for and there is anything to learn."""
+    if options.train is None:
+        return None
+    if not any(change.applied for change in outcome.changes):
+        notes.append("not trained: nothing was changed")
+        return None
+    try:
+        return options.train()
+    except SqueezeError as error:
+        raise SqueezeError(
+            f"{error}; {options.writes} is written, but not trained"
+        ) from error
 
 
 def _transformed(

@@ -34,6 +34,8 @@ LATENCY_TRIALS = 7
 SAMPLES = 512
 MAX_ROUNDS = 100
 
+Between = Callable[[ir.Model], ir.Model]
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -115,8 +117,13 @@ def prune(
     plan: Plan,
     samples: Samples | None = None,
     options: Options | None = None,
+    between: Between | None = None,
 ) -> Result:
     """Prune a model to `plan`, refit on `samples`, and report.
+
+    `between` is given the pruned and refitted model after every round in which
+    something went, and returns it trained: with other weights, in the same graph. The
+    next round starts from there and refits to it.
 
     Raises UsageError where the plan asks for nothing or lacks data, SqueezeError where
     the target can't be reached.
@@ -125,7 +132,7 @@ def prune(
     plan = _checked(plan, samples)
     if not isinstance(model, ir.Model):
         model = models.load(Path(model))
-    state = _State(plan, samples, options.seed)
+    state = _State(plan, samples, options.seed, between=between)
     return run(model, state.transform, options, state.fidelity)
 
 
@@ -166,6 +173,7 @@ class _State:
     samples: Samples
     seed: int
     split: Split | None = None
+    between: Between | None = None
     notes: list[str] = field(default_factory=list)
 
     def fidelity(self, before: Path, after: Path) -> Fidelity | None:
@@ -185,27 +193,38 @@ class _State:
         undistorted = model
         for number in range(self._rounds):
             if number:
-                undistorted = model
-                model = model.clone() if self.plan.distort else model
-                prepared = prepare(model, shapes)
-                if self.plan.distort:
-                    self._distort(model, number)
+                undistorted, model = model, self._between(model, number)
+                if self.between is not None:
+                    original, masks = Network(model.clone(), shapes), {}
+                elif self.plan.distort:
                     self._repair(original, Network(model, shapes), all_changes, masks)
-                found = trace(prepared, self.plan.attention)
+                found = trace(prepare(model, shapes), self.plan.attention)
             keep = goal(found)
             if number and keep.all():
-                model = undistorted  # nothing came of the distortion
+                if self.between is None:
+                    model = undistorted  # nothing came of the distortion
                 break
             reason = selector(self.plan.only, self.plan.skip)
             shapes, changes, kept = views.apply(found, keep, "prune", reason)
-            masks = kept if not number else _composed(masks, kept)
+            masks = _composed(masks, kept) if masks else kept
             all_changes = views.merged(all_changes, changes) if number else changes
             if self._refits(keep):
                 all_changes = self._repair(
                     original, Network(model, shapes), all_changes, masks
                 )
+            if keep.all() and not self.plan.distort:
+                break
+        if self.between is not None and not keep.all():
+            model = self.between(model)
         self._report(found, all_changes, original, Network(model, shapes))
         return Outcome(model, all_changes, self.notes)
+
+    def _between(self, model: ir.Model, number: int) -> ir.Model:
+        """The model with which the next round starts: distorted, trained."""
+        if self.plan.distort:
+            model = model.clone()
+            self._distort(model, number)
+        return model if self.between is None else self.between(model)
 
     @property
     def _exactly(self) -> bool:
@@ -415,7 +434,7 @@ class _State:
     def _report(
         self, found: Trace, changes: list[Change], before: Network, after: Network
     ) -> None:
-        if self._exactly and not self.plan.distort:
+        if self._exactly and not self.plan.distort and self.between is None:
             assert self.split is not None
             worst = difference(before, after, self.split.calibration)
             self.notes.append(

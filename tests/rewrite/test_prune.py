@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
 from squeeze.cli import cli
+from squeeze.rewrite.prune import Limit, Plan, Samples, prune
+from squeeze.rewrite.run import Options
 from tests.builders import SAMPLES, Net, run
 
 ADDER = SAMPLES / "adder_mlp.onnx"
@@ -263,3 +267,25 @@ def test_other_ways_to_choose(words: list[str], tmp_path: Path) -> None:
     if result.exit_code == 0:
         x = np.load(SAMPLES / "digits_test.npz")["x"]
         assert run(out, x=x)[0].shape == (500, 10)
+
+
+def test_training_between_rounds(tmp_path: Path) -> None:
+    """Every pruned model goes through the hook; the next round starts from its own."""
+    seen: list[int] = []
+
+    def silence_one(model: ir.Model) -> ir.Model:
+        one = next(node for node in model.graph if node.name == "one")
+        array = one.inputs[2].const_value.numpy().copy()
+        seen.append(len(array))
+        array[0] = -1e4
+        one.inputs[2].const_value = ir.Tensor(array, name=one.inputs[2].name)
+        return model
+
+    model = dead_net(2).save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8), np.float32)
+    plan = Plan(threshold=Limit(Fraction(0), False), rounds=4)
+    options = Options(output=tmp_path / "o.onnx", bench=False, simplify=False)
+    result = prune(model, plan, Samples({"x": x}), options, between=silence_one)
+    assert seen == [6, 5, 4, 3]
+    (one,) = [c for c in result.changes if c.site == "one"]
+    assert one.details["channels"] == [8, 3]

@@ -164,6 +164,33 @@ def trainer(model: Path, output: Path, given: Mapping[str, Any]) -> Any:
     return train
 
 
+def between(model: Path, given: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """What `prune` calls between its rounds: the pruned model in, trained out."""
+    from squeeze import model as models
+    from squeeze import shapes as shaping
+    from squeeze.calibrate.data import open_data
+    from squeeze.recover import distill
+
+    chosen = parsed(given["training"], given["seed"])
+    shapes = options.shapes_of(given["input_shapes"])
+
+    def train(student: Any) -> Any:
+        teacher = models.load(model)
+        known = shaping.infer(teacher, shapes)
+        data, judged = (
+            open_data(spec, teacher, known, options.images()) if spec else None
+            for spec in (given["data"], given["eval_data"])
+        )
+        assert data is not None
+        with progress() as shown:
+            done = distill(
+                student, teacher, data, chosen, evaluation=judged, progress=shown
+            )
+        return done.model
+
+    return train
+
+
 def _resuming(files: Any, given: Mapping[str, Any]) -> str:
     """The command that goes on where this one was interrupted."""
     pairs = [p.partition("=") for p in given["training"]]

@@ -61,6 +61,12 @@ CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
     help="Between rounds, add rand·(1 − var(weights)) times this to the weights.",
 )
 @click.option(
+    "--distill-between",
+    is_flag=True,
+    help="Between rounds, train what is left to do what MODEL does (--train l1=0.001 "
+    "lets more channels die).",
+)
+@click.option(
     "--attention",
     type=click.Choice(["dims", "heads"]),
     default="dims",
@@ -77,7 +83,7 @@ def command(model: Path, explain: bool, **given: Any) -> None:
     choice is made over all layers at once. With data, what is left is refitted by
     least squares; no labels are needed.
     """
-    from squeeze.rewrite.prune import Plan, prune
+    from squeeze.rewrite.prune import Plan, cyclic, prune
 
     if explain:
         return _explain(model, given)
@@ -98,7 +104,13 @@ def command(model: Path, explain: bool, **given: Any) -> None:
         attention=given["attention"],
     )
     run_options = options.run_options(model, "pruned", given)
-    result = prune(model, plan, amounts.samples(given), run_options)
+    if given["distill_between"] and (given["rounds"] < 2 or not cyclic(plan)):
+        raise click.UsageError(
+            "--distill-between trains between rounds: it goes with --rounds of at "
+            "least 2 and --threshold, or --by outlier; --distill trains afterwards"
+        )
+    between = training.between(model, given) if given["distill_between"] else None
+    result = prune(model, plan, amounts.samples(given), run_options, between)
     options.print_result(result, given)
 
 

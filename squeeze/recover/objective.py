@@ -127,7 +127,7 @@ def _outputs(
                 f"output {a!r} is {_dims(ours.get(a))} in the student and "
                 f"{_dims(theirs.get(b))} in the teacher; they must be equal"
             )
-        pairs.append(Pair(a, b, kind_of(teacher, b, len(theirs.get(b, ())), options)))
+        pairs.append(Pair(a, b, kind_of(teacher, b, theirs.get(b, ()), options)))
     return pairs
 
 
@@ -135,8 +135,13 @@ def _dims(shape: torch.Size | None) -> str:
     return "×".join(map(str, shape)) if shape is not None else "a constant"
 
 
-def kind_of(module: GraphModule, name: str, rank: int, options: Options) -> Kind:
-    """What an output holds, as its last op suggests or `--loss soft` says."""
+def kind_of(
+    module: GraphModule, name: str, shape: Sequence[int], options: Options
+) -> Kind:
+    """What an output holds, as its last op suggests or `--loss soft` says.
+
+    A single column is a value: there is nothing to choose a class from.
+    """
     last = module.producer.get(name)
     while last is not None and last.op.kind in _PASSING and last.inputs[0]:
         last = module.producer.get(last.inputs[0])
@@ -145,7 +150,8 @@ def kind_of(module: GraphModule, name: str, rank: int, options: Options) -> Kind
         return "probabilities"
     if kind == "LogSoftmax":
         return "log-probabilities"
-    scores = rank == 2 and (kind in _SCORING or options.loss == "soft")
+    table = len(shape) == 2 and shape[1] > 1
+    scores = table and (kind in _SCORING or options.loss == "soft")
     return "scores" if scores else "values"
 
 
@@ -347,5 +353,6 @@ class WholeObjective(Objective):
             errors = [
                 mean_squared(found[p.student], wanted[p.teacher]) for p in features
             ]
-            loss = loss + options.feature_weight * torch.stack(errors).mean()
+            weight = options.feature_weight or 0.0
+            loss = loss + weight * torch.stack(errors).mean()
         return loss + activity(found, targets.activations, options)

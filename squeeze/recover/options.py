@@ -9,6 +9,7 @@ from typing import Literal
 
 Loss = Literal["auto", "soft", "mse"]
 Device = Literal["auto", "cpu", "cuda"]
+FEATURE_WEIGHT = 0.1  # of the replaced sites' outputs, beside the network's outputs
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -34,7 +35,7 @@ class Options:
     weight_decay: float = 1e-4
     loss: Loss = "auto"
     temperature: float = 4.0
-    feature_weight: float = 0.1
+    feature_weight: float | None = None
     label_weight: float = 0.0
     l1: float = 0.0
     block_share: float = 0.2
@@ -51,7 +52,12 @@ class Options:
         batch = self.batch or min(128, max(16, samples // 16))
         updates = max(samples // batch, 1)
         epochs = self.epochs or min(max(math.ceil(2000 / updates), 15), 100)
-        return dataclasses.replace(self, epochs=epochs, batch=batch)
+        weight = self.feature_weight
+        if weight is None:  # features hold up what the L1 term is to let go
+            weight = 0.0 if self.l1 else FEATURE_WEIGHT
+        return dataclasses.replace(
+            self, epochs=epochs, batch=batch, feature_weight=weight
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Score:
     """The student against the teacher on held-out samples.
 
     `loss` is what is minimised; `error` is ‖student − teacher‖ / ‖teacher‖ over the
-    outputs, of log-probabilities where these are class scores. `agreement` needs class scores, the accuracies labels as well.
+    outputs, of log-probabilities where these are class scores. `agreement` needs class
+    scores, the accuracies labels as well.
     """
 
     loss: float

@@ -60,13 +60,22 @@ class Samples:
     images: Images | None = None
 
     def open(
-        self, model: ir.Model, shapes: Shapes, seed: int, counting: bool = False
+        self,
+        model: ir.Model,
+        shapes: Shapes,
+        seed: int,
+        counting: bool = False,
+        training: bool = False,
     ) -> Split | None:
-        """Calibration and evaluation; to count exactly, all of the data is both."""
+        """Calibration and evaluation; to count exactly, all of the data is both.
+
+        What trains as well needs samples of its own to be judged by.
+        """
         if self.data is None:
             return None
         found = open_data(self.data, model, shapes, self.images)
-        if counting and self.count is None:
+        count = self.count or (len(found) if counting else SAMPLES)
+        if counting and self.count is None and not training:
             text = (
                 f"all {len(found)} samples of {found.name}, nothing is fitted to them"
             )
@@ -74,7 +83,7 @@ class Samples:
         held = None
         if self.evaluation is not None:
             held = open_data(self.evaluation, model, shapes, self.images)
-        return split(found, self.count or SAMPLES, seed, held)
+        return split(found, count, seed, held)
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,9 @@ def prune(
 ) -> Result:
     """Prune a model to `plan`, refit on `samples`, and report.
 
-    `between` is given the pruned and refitted model after every round in which
-    something went, and returns it trained: with other weights, in the same graph. The
-    next round starts from there and refits to it.
+    `between` is given the pruned and refitted model after every round, the last one
+    included if something went, and returns it trained: with other weights, in the same
+    graph. The next round starts from there and refits to it.
 
     Raises UsageError where the plan asks for nothing or lacks data, SqueezeError where
     the target can't be reached.
@@ -132,8 +141,14 @@ def prune(
     plan = _checked(plan, samples)
     if not isinstance(model, ir.Model):
         model = models.load(Path(model))
-    state = _State(plan, samples, options.seed, between=between)
+    trains = between is not None or options.train is not None
+    state = _State(plan, samples, options.seed, None, between, trains)
     return run(model, state.transform, options, state.fidelity)
+
+
+def cyclic(plan: Plan) -> bool:
+    """Whether more may go in another round: a target is reached in the first."""
+    return plan.threshold is not None or plan.by == "outlier"
 
 
 def transform(
@@ -174,6 +189,7 @@ class _State:
     seed: int
     split: Split | None = None
     between: Between | None = None
+    trains: bool = False
     notes: list[str] = field(default_factory=list)
 
     def fidelity(self, before: Path, after: Path) -> Fidelity | None:
@@ -183,7 +199,9 @@ class _State:
 
     def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
         if self.split is None:
-            self.split = self.samples.open(model, shapes, self.seed, self._exactly)
+            self.split = self.samples.open(
+                model, shapes, self.seed, self._exactly, self.trains
+            )
         prepared = prepare(model, shapes)
         original = Network(prepared.model.clone(), prepared.shapes)
         found = trace(prepared, self.plan.attention)
@@ -212,7 +230,7 @@ class _State:
                 all_changes = self._repair(
                     original, Network(model, shapes), all_changes, masks
                 )
-            if keep.all() and not self.plan.distort:
+            if keep.all() and not self.plan.distort and self.between is None:
                 break
         if self.between is not None and not keep.all():
             model = self.between(model)
@@ -234,8 +252,7 @@ class _State:
 
     @property
     def _rounds(self) -> int:
-        cyclic = self.plan.threshold is not None or self.plan.by == "outlier"
-        return min(self.plan.rounds, MAX_ROUNDS) if cyclic else 1
+        return min(self.plan.rounds, MAX_ROUNDS) if cyclic(self.plan) else 1
 
     # -- what goes -----------------------------------------------------------------
 

@@ -8,7 +8,6 @@ between that value and the values of other kernels.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ import onnx_ir as ir
 from squeeze import session
 from squeeze.cost.profile import Profile
 from squeeze.errors import SqueezeError
-from squeeze.measure.latency import Candidate, Progress, Settings
+from squeeze.measure.latency import Candidate, Progress, Settings, placement
 from squeeze.model import node_name
 
 KERNEL = "_kernel_time"
@@ -69,6 +68,7 @@ def timeline(
 ) -> Timeline:
     """Run a model under onnxruntime's profiler and map its kernels to layers."""
     settings = settings or Settings()
+    placement(candidate, settings.provider)
     with tempfile.TemporaryDirectory(prefix="squeeze-") as folder:
         events = _profile(candidate, settings, Path(folder), progress)
         optimised = _optimised_nodes(Path(folder) / OPTIMISED)
@@ -113,9 +113,7 @@ def _profile(
             progress(min(1.0, spent / settings.seconds))
         if spent > settings.seconds and done >= LEAST_RUNS:
             break
-    file = Path(runner.end_profiling())
-    events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return events
+    return session.profiled(runner)
 
 
 def _optimised_nodes(path: Path) -> list[onnx.NodeProto]:

@@ -17,7 +17,8 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
         "total_s": found.total_s,
         "compute_s": sum(layer.compute_s for layer in found.layers),
         "movement_s": sum(layer.movement_s for layer in found.layers),
-        "moved_bytes": sum(layer.moved_bytes for layer in found.layers),
+        "moved_bytes": sum(x.moved_bytes for x in (*found.layers, *found.moving)),
+        "moving_s": found.moving_s,
         "dominating": [layer.name for layer in found.dominating()],
     }
 
@@ -61,7 +62,19 @@ def prediction_table(found: Prediction, top: int | None = None) -> Table:
         ]
         for layer in layers
     ]
+    if found.moving and top is None:
+        rows.append(_moving_row(found))
     return Table(_title(found), columns, rows, _notes(found))
+
+
+def _moving_row(found: Prediction) -> list[str]:
+    """One line for the nodes that compute nothing but move data."""
+    outside = sum(layer.moved_bytes for layer in found.moving)
+    spent = milliseconds(found.moving_s * 1e3)
+    ops = ", ".join(sorted({layer.op for layer in found.moving}))
+    row = [f"{len(found.moving)} nodes that only move data", ops, "", size(outside)]
+    row += [spent, spent, share(found.moving_s, found.total_s)]
+    return [*row, "", "movement", ""]
 
 
 def _title(found: Prediction) -> str:
@@ -74,7 +87,7 @@ def _notes(found: Prediction) -> list[str]:
     dominating = found.dominating()
     part = sum(layer.time_s for layer in dominating)
     notes = [
-        f"{len(dominating)} of {len(found.layers)} layers take "
+        f"{len(dominating)} of {len(found.layers) + len(found.moving)} layers take "
         f"{share(part, found.total_s)} of the time: "
         + ", ".join(layer.name for layer in dominating[:5])
         + (" …" if len(dominating) > 5 else "")

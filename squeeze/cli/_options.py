@@ -211,6 +211,7 @@ def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
     """`rewrite.run.Options` from the options of `rewriting`."""
     import sys
 
+    from squeeze.cli import _progress
     from squeeze.rewrite.run import Options, default_output
 
     return Options(
@@ -221,6 +222,7 @@ def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
         seed=given["seed"],
         input_shapes=shapes_of(given["input_shapes"]),
         command=" ".join(["squeeze", *_without_output(sys.argv[1:])]),
+        bar=_progress.bar,
     )
 
 
@@ -301,6 +303,9 @@ def fit_data(given: Mapping[str, Any]) -> Iterator[Any]:
                 stack.close()
                 shown[what] = stack.enter_context(_progress.bar(what))
             shown[what](done / max(total, 1))
+            if done >= total:
+                stack.close()
+                shown.clear()
 
         yield FitData(
             data=given["data"],

@@ -12,6 +12,7 @@ import click
 
 from squeeze.budget.metrics import METRICS
 from squeeze.cli import _options as options
+from squeeze.cli._progress import bar
 from squeeze.errors import SqueezeError, UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def command(
         return _update(chosen, given, why, as_json)
     from squeeze.budget import gate
 
-    report = gate.run(chosen, given)
+    with bar("checking"):
+        report = gate.run(chosen, given)
     _write_files(report, chosen, junit, gitlab, markdown_file)
     _annotate(report, chosen)
     _print(report, why, as_markdown, as_json)

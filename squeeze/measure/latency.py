@@ -142,13 +142,14 @@ def side_by_side(
     after_shapes: Shapes,
     seed: int = 0,
     seconds: float = 3.0,
+    progress: Progress | None = None,
 ) -> Latency:
     """Time two models in turn (A B A B …) in this process, about `seconds` in all."""
     candidates = [
         Candidate(path, feeds_for(path, shapes, seed))
         for path, shapes in ((before, before_shapes), (after, after_shapes))
     ]
-    found = bench(candidates, Settings(seconds=seconds, seed=seed))
+    found = bench(candidates, Settings(seconds=seconds, seed=seed), progress)
     (ratio,) = found.ratios
     a, b = (timing.median_ms for timing in found.timings)
     return Latency(a, b, ratio.ratio, ratio.low, ratio.high)

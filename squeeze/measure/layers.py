@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -52,7 +53,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Lines that sum to the mean time of a run with the profiler on."""
+    """Lines that sum to `run_ms`, each the median over runs with the profiler on.
+
+    Medians, so that a hiccup of the machine is not taken for a slow layer.
+    """
 
     run_ms: float
     runs: int
@@ -75,16 +79,16 @@ def timeline(
     runs = _runs(events)
     if not runs:
         raise SqueezeError(f"{candidate.path}: onnxruntime's profile holds no runs")
-    kept = _middle_half(runs)
-    run_ms = float(np.mean([run.seconds for run in kept])) * 1e3
-    kernels: dict[tuple[str, str], float] = {}
-    for run in kept:
-        for key, seconds in run.kernels.items():
-            kernels[key] = kernels.get(key, 0.0) + seconds * 1e3 / len(kept)
+    kernels = {
+        key: 1e3 * median(run.kernels.get(key, 0.0) for run in runs)
+        for key in dict.fromkeys(key for run in runs for key in run.kernels)
+    }
+    rest = 1e3 * median(run.seconds - sum(run.kernels.values()) for run in runs)
+    run_ms = sum(kernels.values()) + rest
     _name(optimised, runs[0].order)
     mapping = Cover.between(model.graph, optimised)
     lines = _lines(kernels, mapping, costs, run_ms)
-    return Timeline(run_ms, len(kept), tuple(lines))
+    return Timeline(run_ms, len(runs), tuple(lines))
 
 
 OPTIMISED = "optimised.onnx"
@@ -171,13 +175,6 @@ def _outermost(events: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any
         if event["ts"] + event["dur"] > end or event["dur"] == 0:
             yield event
             end = max(end, event["ts"] + event["dur"])
-
-
-def _middle_half(runs: Sequence[_Run]) -> list[_Run]:
-    """Runs between the quartiles: their means add up, and hiccups are left out."""
-    ordered = sorted(runs, key=lambda run: run.seconds)
-    quarter = len(ordered) // 4
-    return ordered[quarter : len(ordered) - quarter]
 
 
 # -- kernels and layers -------------------------------------------------------------

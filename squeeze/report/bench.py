@@ -101,7 +101,7 @@ def _models_table(report: Report, found: Bench) -> Table:
             si(report.cases[index].costs.totals.macs),
             milliseconds(timing.median_ms),
             milliseconds(timing.min_ms),
-            f"{timing.p5_ms:.3g}–{milliseconds(timing.p95_ms)}",
+            f"{milliseconds(timing.p5_ms)}–{milliseconds(timing.p95_ms)}",
             str(timing.runs),
         ]
         if several:
@@ -187,7 +187,7 @@ def _layers_table(case: Case, timeline: Timeline, top: int | None) -> Table:
         macs = sum(line.macs for line in timeline.lines)
         speed = f"{2e-6 * macs / timeline.run_ms:.3g}" if macs else ""
         rows.append([*whole, si(macs), speed, ""])
-    notes = [f"mean of {timeline.runs} runs with onnxruntime's profiler on"]
+    notes = [f"medians of {timeline.runs} runs with onnxruntime's profiler on"]
     if len(lines) < len(timeline.lines):
         notes.append(f"{len(timeline.lines) - len(lines)} more lines: raise --top")
     styles = ["dim" if line.kind != "layer" else "" for line in lines]

@@ -9,8 +9,17 @@ from typing import Any
 from squeeze.measure.cases import Case
 from squeeze.measure.latency import Bench, Ratio, Settings
 from squeeze.measure.layers import Timeline
-from squeeze.report.costs import SCHEMA, totals_json
-from squeeze.report.table import Column, Table, bar, dims, milliseconds, share, si
+from squeeze.report.costs import totals_json
+from squeeze.report.table import (
+    SCHEMA,
+    Column,
+    Table,
+    bar,
+    dims,
+    milliseconds,
+    share,
+    si,
+)
 from squeeze.session import short
 
 

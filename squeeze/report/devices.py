@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from squeeze.cost.device import LayerTime, Prediction
-from squeeze.report.table import Column, Table, bar, milliseconds, share, size
+from squeeze import rules
+from squeeze.cost import device
+from squeeze.cost.device import Device, LayerTime, Prediction
+from squeeze.report.table import (
+    SCHEMA,
+    Column,
+    Table,
+    bar,
+    milliseconds,
+    share,
+    si,
+    size,
+)
+
+
+def listing() -> list[Device]:
+    """Every device that squeeze ships."""
+    return [device.load(name) for name in rules.names("devices")]
+
+
+def listing_json(listed: Sequence[Device]) -> dict[str, Any]:
+    """Every constant of every device."""
+    return {"devices": [asdict(one) for one in listed]}
+
+
+def listing_table(listed: Sequence[Device]) -> Table:
+    """One line per device, with the four constants that each has."""
+    columns = [Column("device", "left"), Column("what it is", "left")]
+    columns += [Column("internal memory"), Column("bandwidth")]
+    columns += [Column("matrix"), Column("elementwise")]
+    rows = [
+        [
+            one.name,
+            one.description,
+            size(one.internal_memory),
+            f"{size(one.bandwidth)}/s",
+            f"{si(one.matrix)}FLOP/s",
+            f"{si(one.elementwise)}op/s",
+        ]
+        for one in listed
+    ]
+    return Table("", columns, rows, ["`squeeze rules DEVICE` shows one in full"])
+
+
+def device_json(found: Device) -> dict[str, Any]:
+    """Every constant of one device."""
+    return {"schema": SCHEMA, **asdict(found)}
+
+
+def device_table(found: Device) -> Table:
+    """Every constant of one device, those of its tables one by one."""
+    columns = [Column("constant", "left"), Column("value", "left")]
+    rows = []
+    for key, value in asdict(found).items():
+        if key in ("name", "description", "source"):
+            continue
+        if isinstance(value, dict):
+            rows += [[f"{key}: {name}", si(one)] for name, one in value.items()]
+        elif isinstance(value, (int, float)):
+            rows.append([key, si(value)])
+        else:
+            rows.append([key, value if isinstance(value, str) else ", ".join(value)])
+    notes = [f"source: {' '.join(found.source.split())}"] if found.source else []
+    return Table(f"{found.name}: {found.description}", columns, rows, notes)
 
 
 def prediction_json(found: Prediction) -> dict[str, Any]:

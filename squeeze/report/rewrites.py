@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from squeeze.report.costs import SCHEMA, before_after, totals_json
-from squeeze.report.table import Column, Table, ratio, si
+from squeeze.report.costs import before_after, totals_json
+from squeeze.report.table import SCHEMA, Column, Table, ratio, si
 from squeeze.rewrite.plan import Change, Result
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     _print_pairs(measured)
     _print_blocks(measured)
     files = {path.stem: path for path in zoo.paths(given)}
-    for record in sorted(measured, key=_price)[: -given.worst - 1 : -1]:
+    for record in _worst(measured, given.worst):
         key = (record["model"], record["block"], "layers")
         path = files.get(record["model"])
         if pairs.get(*key) is None and path is not None and not given.show:
@@ -72,6 +72,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--worst", type=int, default=5)
     parser.add_argument("--show", action="store_true", help="print --results only")
     return parser.parse_args()
+
+
+def _worst(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The `count` worst pairs, then the worst of others up to `count` models."""
+    ordered = sorted(records, key=_price, reverse=True)
+    found = ordered[:count]
+    for record in ordered[count:]:
+        models = {r["model"] for r in found}
+        if len(models) < count and record["model"] not in models:
+            found.append(record)
+    return found
 
 
 # -- measuring ----------------------------------------------------------------------
@@ -218,7 +229,13 @@ def _print_pairs(records: list[dict[str, Any]]) -> None:
 
 
 def _print_blocks(records: list[dict[str, Any]]) -> None:
-    """One line per block, over the graphs that it applies to."""
+    """One line per block, over the graphs that all of the blocks apply to."""
+    blocks = {record["block"] for record in records}
+    by_model: dict[str, set[str]] = {}
+    for record in records:
+        by_model.setdefault(record["model"], set()).add(record["block"])
+    everywhere = {model for model, found in by_model.items() if found == blocks}
+    records = [record for record in records if record["model"] in everywhere]
     print("\n| block | graphs | MACs | latency | latency ÷ MACs | faster | slower |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     by_block: dict[str, list[dict[str, Any]]] = {}
@@ -263,11 +280,11 @@ def _print_explained(record: Record, found: Record) -> None:
     print()
     for site in worst:
         print(f"- `{site.name}`: {site.reason()}")
-    lost = sum(site.excess_ms for site in sites)
-    taken = sum(site.excess_ms for site in worst)
+    lost = sum(max(site.excess_ms, 0.0) for site in sites)
+    taken = sum(max(site.excess_ms, 0.0) for site in worst)
     print(
         f"- these {len(worst)} of {len(sites)} layers lose {taken:.3g} of the "
-        f"{lost:.3g} ms that all lose against their MACs"
+        f"{lost:.3g} ms that layers lose against their MACs"
     )
     print(f"- {_rest(sites, found)}")
 

@@ -91,7 +91,8 @@ def _summary(document: Mapping[str, Any]) -> str:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         cards = [_change_card(key, before, after) for key in SHOWN if key in before]
     else:
-        cards = [_card(key, document) for key in SHOWN if key in document]
+        counts = [key for key in SHOWN if isinstance(document.get(key), int)]
+        cards = [_card(key, document) for key in counts]
     cards += _extra_cards(document)
     if not cards:
         return ""

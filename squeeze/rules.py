@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from squeeze.errors import SqueezeError, UsageError, nearest
+
+DEVICE_KEYS = {"internal_memory", "bandwidth", "matrix", "elementwise"}
 
 
 def folder(kind: str) -> Path:
@@ -21,9 +24,28 @@ def names(kind: str) -> list[str]:
     return sorted(f.stem for f in folder(kind).glob("*.toml"))
 
 
+def kind(name: str) -> str:
+    """`devices` or `blocks`, whichever `name` is: shipped, or a .toml file's path."""
+    if not _is_path(name):
+        for each in ("blocks", "devices"):
+            if name in names(each):
+                return each
+        known = [*names("blocks"), *names("devices")]
+        raise UsageError(f"no block or device {name!r}{nearest(name, known)}")
+    try:
+        table = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "blocks"  # which says what is wrong with it
+    return "blocks" if "layer" in table or not DEVICE_KEYS & table.keys() else "devices"
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".toml") or "/" in name or "\\" in name
+
+
 def find(kind: str, name: str) -> Path:
     """The file of a shipped rule, or of the user's own where `name` is a path."""
-    if name.endswith(".toml") or "/" in name or "\\" in name:
+    if _is_path(name):
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"{path}: no such file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -59,14 +60,24 @@ def provider(name: str) -> str:
     import onnxruntime as ort
 
     known: list[str] = list(ort.get_available_providers())
-    short = {p.removesuffix("ExecutionProvider").lower(): p for p in known}
-    found = short.get(name.lower().removesuffix("executionprovider"))
+    names = {short(p).lower(): p for p in known}
+    found = names.get(short(name.lower()))
     if found is None:
         raise UsageError(
-            f"this onnxruntime has no provider {name!r}{nearest(name.lower(), short)}; "
-            f"it has {', '.join(short)}; install the onnxruntime package that has it"
+            f"this onnxruntime has no provider {name!r}{nearest(name.lower(), names)}; "
+            f"it has {', '.join(names)}; install the onnxruntime package that has it"
         )
     return found
+
+
+def short(provider_name: str) -> str:
+    """A provider's name without what all of them end in: CUDA."""
+    ending = "executionprovider"
+    return (
+        provider_name[: -len(ending)]
+        if provider_name.lower().endswith(ending)
+        else provider_name
+    )
 
 
 def open_model(
@@ -93,8 +104,10 @@ def open_model(
             optimised_to=optimised_to,
         )
     except Exception as error:  # onnxruntime raises many kinds
+        where = "" if provider_name == CPU else f" on {short(provider_name)}"
+        remedy = "" if provider_name == CPU else "; leave --provider out for the CPU"
         raise SqueezeError(
-            f"{path}: onnxruntime can't load it: {first_line(error)}"
+            f"{path}: onnxruntime can't load it{where}: {first_line(error)}{remedy}"
         ) from error
     if made.get_providers()[0] != provider_name:
         raise SqueezeError(
@@ -102,6 +115,13 @@ def open_model(
             "CPU; check its driver and libraries, or leave --provider out"
         )
     return made
+
+
+def profiled(runner: Session) -> list[dict[str, Any]]:
+    """Events of a session that was made with `profile_to`; it profiles no more."""
+    file = Path(runner.end_profiling())
+    events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return events
 
 
 def run(runner: Session, feeds: Mapping[str, np.ndarray], path: Path) -> Sequence[Any]:
@@ -115,7 +135,7 @@ def run(runner: Session, feeds: Mapping[str, np.ndarray], path: Path) -> Sequenc
 
 def failed(error: BaseException, path: Path, runner: Session) -> SqueezeError:
     """What to tell a user whose model fails at run time."""
-    by = runner.get_providers()[0].removesuffix("ExecutionProvider")
+    by = short(runner.get_providers()[0])
     remedy = (
         "pass --data with inputs that it accepts"
         if by == "CPU"

@@ -210,7 +210,7 @@ def print_tables(tables: Sequence[Any], as_markdown: bool) -> None:
 
 def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
     """`rewrite.run.Options` from the options of `rewriting`."""
-    from squeeze.cli import _training
+    from squeeze.cli import _progress, _training
     from squeeze.rewrite.run import Options, default_output
 
     output = given["output"] or default_output(model, suffix)
@@ -223,6 +223,7 @@ def run_options(model: Path, suffix: str, given: Mapping[str, Any]) -> Any:
         input_shapes=shapes_of(given["input_shapes"]),
         command=command_line(),
         train=_training.trainer(model, output, given),
+        bar=_progress.bar,
     )
 
 
@@ -308,8 +309,8 @@ def fit_data(given: Mapping[str, Any]) -> Iterator[Any]:
                 shown[what] = stack.enter_context(_progress.bar(what))
             shown[what](done / max(total, 1))
             if done >= total:
-                shown.clear()
                 stack.close()
+                shown.clear()
 
         yield FitData(
             data=given["data"],

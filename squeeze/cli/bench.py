@@ -36,6 +36,13 @@ from squeeze.cli._progress import bar
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Batch."
 )
 @click.option("--provider", default="cpu", show_default=True, help="Where to run.")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "processor"]),
+    default="wall",
+    show_default=True,
+    help="processor: of one thread, without what other programs take.",
+)
 @click.option("--data", help="Inputs to run on. Default: random ones.")
 @click.option(
     "--confidence",
@@ -95,6 +102,7 @@ def _measure(model: tuple[Path, ...], given: dict[str, Any]) -> Any:
         provider=session.provider(given["provider"]),
         seed=given["seed"],
         level=given["confidence"],
+        clock=given["clock"],
     )
     shapes = options.shapes_of(given["input_shapes"])
     loaded = [cases.load(path, shapes, given["batch"]) for path in paths]
@@ -116,10 +124,13 @@ def _measure(model: tuple[Path, ...], given: dict[str, Any]) -> Any:
 
 def _calibrate(file: Path, given: dict[str, Any]) -> None:
     from squeeze.measure import calibrate
+    from squeeze.measure.latency import Settings
     from squeeze.model import check_output
+
+    settings = Settings(threads=given["threads"], clock=given["clock"])
 
     check_output(file)
     with bar("calibrating") as progress:
-        text = calibrate.device_file(given["threads"], progress)
+        text = calibrate.device_file(settings.threads, progress, clock=settings.clock)
     file.write_text(text, encoding="utf-8")
     click.echo(f"{file}: this machine's constants", err=True)

@@ -12,6 +12,7 @@ import click
 
 from squeeze.budget.metrics import METRICS
 from squeeze.cli import _options as options
+from squeeze.cli._progress import bar
 from squeeze.errors import SqueezeError, UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def limits(function: Callable[..., Any]) -> Callable[..., Any]:
     "--gitlab", type=click.Path(path_type=Path), help="Write code quality there."
 )
 @click.option("--markdown-file", type=click.Path(path_type=Path), help="And Markdown.")
+@options.as_html
 @options.as_markdown
 @options.as_json
 @click.pass_context
@@ -84,6 +86,7 @@ def command(
     junit: Path | None,
     gitlab: Path | None,
     markdown_file: Path | None,
+    html: Path | None,
     as_markdown: bool,
     as_json: bool,
     **flags: Any,
@@ -95,7 +98,7 @@ def command(
     """
     if propose:
         return _propose(models, budget or DEFAULT_FILE)
-    for file in (junit, gitlab, markdown_file):
+    for file in (junit, gitlab, markdown_file, html):
         if file is not None:
             _check_output(file)
     chosen, given = _budget(context, models, budget, flags)
@@ -103,8 +106,11 @@ def command(
         return _update(chosen, given, why, as_json)
     from squeeze.budget import gate
 
-    report = gate.run(chosen, given)
+    with bar("checking"):
+        report = gate.run(chosen, given)
     _write_files(report, chosen, junit, gitlab, markdown_file)
+    if html is not None:
+        _write_page(report, why, html)
     _annotate(report, chosen)
     _print(report, why, as_markdown, as_json)
     return report.status
@@ -268,6 +274,14 @@ def _write_files(
         write_text(markdown, checks.report_markdown(report))
 
 
+def _write_page(report: Report, why: bool, file: Path) -> None:
+    from squeeze.report import checks
+    from squeeze.report import html as page
+
+    tables = [checks.results_table(report), *_changes(report, why)]
+    page.write(file, "squeeze check", tables, checks.report_json(report))
+
+
 def _annotate(report: Report, budget: Budget) -> None:
     """Where GitHub Actions runs it: its annotations and its step summary."""
     from squeeze.report import checks, github
@@ -303,10 +317,13 @@ def _print(report: Report, why: bool, as_markdown: bool, as_json: bool) -> None:
 
 
 def _print_changes(report: Report, why: bool, as_markdown: bool) -> None:
+    options.print_tables(_changes(report, why), as_markdown)
+
+
+def _changes(report: Report, why: bool) -> list[Any]:
+    """Tables of what changed against the baseline, with the layers if asked."""
     from squeeze.report import checks
 
     table = checks.changes_table(report)
     tables = [table] if table else []
-    if why:
-        tables += checks.why_tables(report, every=True)
-    options.print_tables(tables, as_markdown)
+    return tables + (checks.why_tables(report, every=True) if why else [])

@@ -62,7 +62,10 @@ def _compared(base: Any, new: Any, data: Any, given: dict[str, Any]) -> Any:
             seed=seed,
             progress=progress,
         )
-    values = trace.differences(base, new, data, seed) if given["layers"] else []
+    values: list[Any] = []
+    if given["layers"]:
+        with bar("comparing values"):
+            values = trace.differences(base, new, data, seed)
     if not given["bench"]:
         return Report(base, new, found, values)
     with bar(f"timing {new.path.name}") as progress:

@@ -10,15 +10,18 @@ gives.
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from squeeze import session
-from squeeze.errors import SqueezeError
+from squeeze.errors import SqueezeError, UsageError
 from squeeze.measure.inputs import Feeds, random_feeds
 from squeeze.measure.statistics import ratio_interval
 from squeeze.session import CPU, Session
@@ -26,6 +29,12 @@ from squeeze.shapes import Shapes
 
 Array = np.ndarray
 Progress = Callable[[float], None]  # share done, from 0 to 1
+Clock = Literal["wall", "processor"]
+
+CLOCKS: dict[Clock, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.thread_time,
+}
 
 ROUNDS = 8  # fresh sessions per model, where making them is quick
 LEAST_ROUNDS = 4
@@ -59,7 +68,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to time. `runs`, per model, beats `seconds`, for all models."""
+    """How to time. `runs`, per model, beats `seconds`, for all models.
+
+    The `processor` clock counts one thread's processor time: what other programs do
+    meanwhile is not in it, nor what more threads would gain.
+    """
 
     seconds: float = 10.0
     runs: int | None = None
@@ -67,6 +80,16 @@ class Settings:
     provider: str = CPU
     seed: int = 0
     level: float = 0.95
+    clock: Clock = "wall"
+
+    def __post_init__(self) -> None:
+        if self.clock == "processor":
+            if self.threads > 1 or self.provider != CPU:
+                raise UsageError(
+                    "processor time is of one thread on the CPU; leave --threads and "
+                    "--provider out, or pass --clock wall"
+                )
+            object.__setattr__(self, "threads", 1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +132,7 @@ class Bench:
     timings: tuple[Timing, ...]
     ratios: tuple[Ratio, ...]  # of every candidate but the first, to the first
     rounds: int
+    placements: tuple[dict[str, int], ...] = ()  # nodes by provider, of each candidate
 
 
 def side_by_side(
@@ -118,13 +142,14 @@ def side_by_side(
     after_shapes: Shapes,
     seed: int = 0,
     seconds: float = 3.0,
+    progress: Progress | None = None,
 ) -> Latency:
     """Time two models in turn (A B A B …) in this process, about `seconds` in all."""
     candidates = [
         Candidate(path, feeds_for(path, shapes, seed))
         for path, shapes in ((before, before_shapes), (after, after_shapes))
     ]
-    found = bench(candidates, Settings(seconds=seconds, seed=seed))
+    found = bench(candidates, Settings(seconds=seconds, seed=seed), progress)
     (ratio,) = found.ratios
     a, b = (timing.median_ms for timing in found.timings)
     return Latency(a, b, ratio.ratio, ratio.low, ratio.high)
@@ -146,6 +171,7 @@ def bench(
     Raises SqueezeError where a model can't be loaded or fails at run time.
     """
     settings = settings or Settings()
+    placements = [placement(c, settings.provider) for c in candidates]
     times = measure(candidates, settings, progress)
     timings = [
         _timing(c.path, rounds) for c, rounds in zip(candidates, times, strict=True)
@@ -156,7 +182,35 @@ def bench(
         )
         for t in times[1:]
     ]
-    return Bench(tuple(timings), tuple(ratios), len(times[0]))
+    return Bench(tuple(timings), tuple(ratios), len(times[0]), tuple(placements))
+
+
+def placement(candidate: Candidate, provider: str) -> dict[str, int]:
+    """Nodes that each provider ran, by onnxruntime's own profile of one run.
+
+    Empty for the CPU, which runs all there is. A provider may start and yet leave
+    every node to the CPU: SqueezeError, as the times would not be its own.
+    """
+    if provider == CPU:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="squeeze-") as folder:
+        runner = session.open_model(
+            candidate.path, provider_name=provider, profile_to=Path(folder)
+        )
+        session.run(runner, candidate.feeds, candidate.path)
+        events = session.profiled(runner)
+    ran = Counter(
+        event["args"]["provider"]
+        for event in events
+        if "provider" in event.get("args", {})
+    )
+    if not ran[provider]:
+        others = ", ".join(session.short(name) for name in ran) or "nothing"
+        raise SqueezeError(
+            f"{candidate.path}: {session.short(provider)} ran none of its nodes, "
+            f"{others} ran them; leave --provider out to time it there"
+        )
+    return dict(ran)
 
 
 def _timing(path: Path, rounds: Sequence[Sequence[Array]]) -> Timing:
@@ -176,6 +230,7 @@ class _Slot:
 
     candidate: Candidate
     runner: Session
+    clock: Callable[[], float]
     seconds: float
     count: int
 
@@ -183,8 +238,8 @@ class _Slot:
         """Seconds of `count` runs, back to back."""
         _settle()
         if self.seconds < SPIN_SECONDS:  # caches and threads as in the midst of a loop
-            _times(self.runner, self.candidate, 2)
-        return _times(self.runner, self.candidate, self.count)
+            _times(self.runner, self.candidate, self.clock, 2)
+        return _times(self.runner, self.candidate, self.clock, self.count)
 
 
 def measure(
@@ -233,17 +288,17 @@ def _turns(slots: Sequence[_Slot], settings: Settings, rounds: int) -> int:
 
 def _open(candidates: Sequence[Candidate], settings: Settings) -> list[_Slot]:
     """Fresh sessions, one alive per model, each run until its time is stable."""
-    slots = []
+    slots, clock = [], CLOCKS[settings.clock]
     for candidate in candidates:
         runner = session.open_model(
             candidate.path, threads=settings.threads, provider_name=settings.provider
         )
         share = _slice_seconds(settings, len(candidates))
-        each = _warm_up(runner, candidate, limit=5 * share)
+        each = _warm_up(runner, candidate, clock, limit=5 * share)
         count = int(np.clip(share / each, 1, 10_000))
         if settings.runs is not None:
             count = int(np.clip(settings.runs // (ROUNDS * SLICES), 1, count))
-        slots.append(_Slot(candidate, runner, each, count))
+        slots.append(_Slot(candidate, runner, clock, each, count))
     return slots
 
 
@@ -254,25 +309,30 @@ def _slice_seconds(settings: Settings, models: int) -> float:
     return max(share, SLICE_SECONDS)
 
 
-def _warm_up(runner: Session, candidate: Candidate, limit: float) -> float:
+def _warm_up(
+    runner: Session, candidate: Candidate, clock: Callable[[], float], limit: float
+) -> float:
     """Run until five runs are no faster than the five before; seconds per run.
 
     At most about `limit` seconds: a model that takes longer is warm after two runs.
     """
     start = time.perf_counter()
-    _times(runner, candidate, 1)
-    last = float(_times(runner, candidate, 1)[0])
+    _times(runner, candidate, clock, 1)
+    last = float(_times(runner, candidate, clock, 1)[0])
     while time.perf_counter() - start < limit:
-        now = float(np.median(_times(runner, candidate, 5 if 10 * last < limit else 1)))
+        count = 5 if 10 * last < limit else 1
+        now = float(np.median(_times(runner, candidate, clock, count)))
         if now > STABLE * last:
             break
         last = now
     return max(last, 1e-7)
 
 
-def _times(runner: Session, candidate: Candidate, count: int) -> Array:
+def _times(
+    runner: Session, candidate: Candidate, clock: Callable[[], float], count: int
+) -> Array:
     """Seconds of each of `count` runs."""
-    clock, run, feeds = time.perf_counter, runner.run, candidate.feeds
+    run, feeds = runner.run, candidate.feeds
     times = np.empty(count)
     try:
         for index in range(count):

@@ -8,12 +8,12 @@ between that value and the values of other kernels.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ import onnx_ir as ir
 from squeeze import session
 from squeeze.cost.profile import Profile
 from squeeze.errors import SqueezeError
-from squeeze.measure.latency import Candidate, Progress, Settings
+from squeeze.measure.latency import Candidate, Progress, Settings, placement
 from squeeze.model import node_name
 
 KERNEL = "_kernel_time"
@@ -53,7 +53,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Lines that sum to the mean time of a run with the profiler on."""
+    """Lines that sum to `run_ms`, each the median over runs with the profiler on.
+
+    Medians, so that a hiccup of the machine is not taken for a slow layer.
+    """
 
     run_ms: float
     runs: int
@@ -69,22 +72,23 @@ def timeline(
 ) -> Timeline:
     """Run a model under onnxruntime's profiler and map its kernels to layers."""
     settings = settings or Settings()
+    placement(candidate, settings.provider)
     with tempfile.TemporaryDirectory(prefix="squeeze-") as folder:
         events = _profile(candidate, settings, Path(folder), progress)
         optimised = _optimised_nodes(Path(folder) / OPTIMISED)
     runs = _runs(events)
     if not runs:
         raise SqueezeError(f"{candidate.path}: onnxruntime's profile holds no runs")
-    kept = _middle_half(runs)
-    run_ms = float(np.mean([run.seconds for run in kept])) * 1e3
-    kernels: dict[tuple[str, str], float] = {}
-    for run in kept:
-        for key, seconds in run.kernels.items():
-            kernels[key] = kernels.get(key, 0.0) + seconds * 1e3 / len(kept)
+    kernels = {
+        key: 1e3 * median(run.kernels.get(key, 0.0) for run in runs)
+        for key in dict.fromkeys(key for run in runs for key in run.kernels)
+    }
+    rest = 1e3 * median(run.seconds - sum(run.kernels.values()) for run in runs)
+    run_ms = sum(kernels.values()) + rest
     _name(optimised, runs[0].order)
     mapping = Cover.between(model.graph, optimised)
     lines = _lines(kernels, mapping, costs, run_ms)
-    return Timeline(run_ms, len(kept), tuple(lines))
+    return Timeline(run_ms, len(runs), tuple(lines))
 
 
 OPTIMISED = "optimised.onnx"
@@ -113,9 +117,7 @@ def _profile(
             progress(min(1.0, spent / settings.seconds))
         if spent > settings.seconds and done >= LEAST_RUNS:
             break
-    file = Path(runner.end_profiling())
-    events: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return events
+    return session.profiled(runner)
 
 
 def _optimised_nodes(path: Path) -> list[onnx.NodeProto]:
@@ -173,13 +175,6 @@ def _outermost(events: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any
         if event["ts"] + event["dur"] > end or event["dur"] == 0:
             yield event
             end = max(end, event["ts"] + event["dur"])
-
-
-def _middle_half(runs: Sequence[_Run]) -> list[_Run]:
-    """Runs between the quartiles: their means add up, and hiccups are left out."""
-    ordered = sorted(runs, key=lambda run: run.seconds)
-    quarter = len(ordered) // 4
-    return ordered[quarter : len(ordered) - quarter]
 
 
 # -- kernels and layers -------------------------------------------------------------

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from squeeze.measure.cases import Case
 from squeeze.measure.latency import Bench, Ratio, Settings
 from squeeze.measure.layers import Timeline
-from squeeze.report.costs import SCHEMA, totals_json
-from squeeze.report.table import Column, Table, bar, dims, milliseconds, share, si
+from squeeze.report.costs import totals_json
+from squeeze.report.table import (
+    SCHEMA,
+    Column,
+    Table,
+    bar,
+    dims,
+    milliseconds,
+    share,
+    si,
+)
+from squeeze.session import short
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ def bench_json(report: Report) -> dict[str, Any]:
         "baseline": str(report.cases[0].path) if len(report.cases) > 1 else None,
         "provider": settings.provider,
         "threads": settings.threads,
+        "clock": settings.clock,
         "inputs": report.inputs,
         "level": settings.level,
         "rounds": found.rounds if found else None,
@@ -49,6 +60,7 @@ def _model_json(report: Report, index: int) -> dict[str, Any]:
     if found:
         timing = asdict(found.timings[index])
         document |= {**timing, "noisy": found.timings[index].noisy}
+        document["ran_on"] = found.placements[index] or None
         ratio = found.ratios[index - 1] if index else None
         document |= {
             "ratio": ratio.ratio if ratio else None,
@@ -98,7 +110,7 @@ def _models_table(report: Report, found: Bench) -> Table:
             si(report.cases[index].costs.totals.macs),
             milliseconds(timing.median_ms),
             milliseconds(timing.min_ms),
-            f"{timing.p5_ms:.3g}–{milliseconds(timing.p95_ms)}",
+            f"{milliseconds(timing.p5_ms)}–{milliseconds(timing.p95_ms)}",
             str(timing.runs),
         ]
         if several:
@@ -110,8 +122,9 @@ def _models_table(report: Report, found: Bench) -> Table:
                 f"noisy: 5 % of the runs of {timing.model} took over {times:.1f} times "
                 "its median; close other programs and run again"
             )
-    how = f"{report.settings.provider.removesuffix('ExecutionProvider')}, "
-    how += f"{report.settings.threads or 'default'} threads, {report.inputs}"
+        notes += _elsewhere(timing.model, found.placements[index], report.settings)
+    how = f"{short(report.settings.provider)}, {_clock(report.settings)}, "
+    how += report.inputs
     shapes = "; ".join(
         dict.fromkeys(
             ", ".join(f"{k} {dims(v)}" for k, v in case.shapes.inputs.items())
@@ -119,6 +132,23 @@ def _models_table(report: Report, found: Bench) -> Table:
         )
     )
     return Table(f"Latency in onnxruntime ({how}) at {shapes}", columns, rows, notes)
+
+
+def _clock(settings: Settings) -> str:
+    """How time was taken: default threads, 1 thread, processor time of 1 thread."""
+    if settings.clock == "processor":
+        return "processor time of 1 thread"
+    plural = "" if settings.threads == 1 else "s"
+    return f"{settings.threads or 'default'} thread{plural}"
+
+
+def _elsewhere(model: str, ran: Mapping[str, int], settings: Settings) -> list[str]:
+    """Says so where some nodes were left to other providers than the one asked for."""
+    others = {p: n for p, n in ran.items() if p != settings.provider}
+    if not others:
+        return []
+    parts = ", ".join(f"{n} on {short(p)}" for p, n in others.items())
+    return [f"{model}: {ran[settings.provider]} nodes ran as asked, {parts}"]
 
 
 def _ratio_cells(ratio: Ratio | None) -> list[str]:
@@ -166,7 +196,7 @@ def _layers_table(case: Case, timeline: Timeline, top: int | None) -> Table:
         macs = sum(line.macs for line in timeline.lines)
         speed = f"{2e-6 * macs / timeline.run_ms:.3g}" if macs else ""
         rows.append([*whole, si(macs), speed, ""])
-    notes = [f"mean of {timeline.runs} runs with onnxruntime's profiler on"]
+    notes = [f"medians of {timeline.runs} runs with onnxruntime's profiler on"]
     if len(lines) < len(timeline.lines):
         notes.append(f"{len(timeline.lines) - len(lines)} more lines: raise --top")
     styles = ["dim" if line.kind != "layer" else "" for line in lines]

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from squeeze import rules
-from squeeze.report.costs import SCHEMA
-from squeeze.report.table import Column, Table, dims, ratio
+from squeeze.report.table import SCHEMA, Column, Table, dims, ratio
 from squeeze.rewrite import blocks
 from squeeze.rewrite.blocks import Rule
 from squeeze.rewrite.build import Refused

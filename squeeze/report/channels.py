@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from squeeze.report.costs import SCHEMA, totals_json
-from squeeze.report.table import Column, Table, ratio, share, si
+from squeeze.report.costs import totals_json
+from squeeze.report.table import SCHEMA, Column, Table, ratio, share, si
 
 if TYPE_CHECKING:
     from squeeze.cost import Totals

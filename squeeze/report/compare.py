@@ -11,8 +11,8 @@ from squeeze.measure.fidelity import Accuracy, Comparison, Output
 from squeeze.measure.latency import Bench
 from squeeze.measure.trace import Difference
 from squeeze.report.bench import ratio_text
-from squeeze.report.costs import SCHEMA, before_after, totals_json
-from squeeze.report.table import Column, Table, bar, milliseconds
+from squeeze.report.costs import before_after, totals_json
+from squeeze.report.table import SCHEMA, Column, Table, bar, milliseconds
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,17 @@ from typing import Any
 from squeeze.cost.device import Prediction
 from squeeze.cost.profile import Layer, Profile, Totals
 from squeeze.report import devices
-from squeeze.report.table import Column, Table, bar, dims, ratio, share, si, size
-
-SCHEMA = 1
+from squeeze.report.table import (
+    SCHEMA,
+    Column,
+    Table,
+    bar,
+    dims,
+    ratio,
+    share,
+    si,
+    size,
+)
 
 
 def totals_json(totals: Totals) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from squeeze.report.costs import SCHEMA
-from squeeze.report.table import Column, Table
 
 if TYPE_CHECKING:
     from squeeze.recover.options import Score

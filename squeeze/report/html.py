@@ -18,10 +18,11 @@ from typing import Any
 import squeeze
 from squeeze.errors import SqueezeError
 from squeeze.model import check_output
-from squeeze.report.table import Column, Table, ratio, si, size
+from squeeze.report.table import Column, Table, milliseconds, ratio, si, size
 
 BLOCKS = "█▉▊▋▌▍▎▏"  # eighths of a character, from full to least
 BAR_WIDTH = 12 * 8  # of `table.bar`, in eighths
+SHORT, WIDE = 14, 32  # characters: names that stay on a line, texts that need room
 
 # totals that the page shows on top: key → (title, form)
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -90,7 +91,8 @@ def _summary(document: Mapping[str, Any]) -> str:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         cards = [_change_card(key, before, after) for key in SHOWN if key in before]
     else:
-        cards = [_card(key, document) for key in SHOWN if key in document]
+        counts = [key for key in SHOWN if isinstance(document.get(key), int)]
+        cards = [_card(key, document) for key in counts]
     cards += _extra_cards(document)
     if not cards:
         return ""
@@ -115,7 +117,8 @@ def _change_card(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 def _extra_cards(document: Mapping[str, Any]) -> list[str]:
     cards = []
     if latency := document.get("latency"):
-        text = f"latency, {latency['before_ms']:.3g} → {latency['after_ms']:.3g} ms"
+        before, after = (milliseconds(latency[f"{w}_ms"]) for w in ("before", "after"))
+        text = f"latency, {before} → {after}"
         exact = f"{latency['ratio_low']:.3g} to {latency['ratio_high']:.3g}"
         value = latency["ratio"]
         cards.append(_card_html("latency", f"×{value:.3g}", text, exact, value))
@@ -148,15 +151,31 @@ def _card_html(key: str, shown: str, text: str, exact: str, value: Any) -> str:
 def _table(table: Table) -> str:
     heading = f"<h2>{escape(table.title)}</h2>" if table.title else ""
     head = "".join(_head(column) for column in table.columns)
+    kinds = [_kind(table, index) for index in range(len(table.columns))]
     rows = "".join(
-        _row(table, row, table.styles[i] if i < len(table.styles) else "")
+        _row(kinds, row, table.styles[i] if i < len(table.styles) else "")
         for i, row in enumerate(table.rows)
     )
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
+    notes = "".join(f'<p class="note">{_prose(note)}</p>' for note in table.notes)
     return (
         f'<section>{heading}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{notes}</section>"
     )
+
+
+def _prose(note: str) -> str:
+    """Escaped text in which what stands between backticks is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(note))
+
+
+def _kind(table: Table, index: int) -> str:
+    """How a column's cells are set: names by the longest one, figures to the right."""
+    column = table.columns[index]
+    if column.align == "right":
+        return column.align
+    longest = max((len(row[index]) for row in table.rows), default=0)
+    width = " short" if longest <= SHORT else " wide" if longest > WIDE else ""
+    return column.align + width
 
 
 def _head(column: Column) -> str:
@@ -164,14 +183,12 @@ def _head(column: Column) -> str:
     return f'<th class="{column.align}" scope="col">{title}</th>'
 
 
-def _row(table: Table, row: Sequence[str], style: str) -> str:
-    cells = "".join(
-        _cell(column, text) for column, text in zip(table.columns, row, strict=True)
-    )
+def _row(kinds: Sequence[str], row: Sequence[str], style: str) -> str:
+    cells = "".join(_cell(kind, text) for kind, text in zip(kinds, row, strict=True))
     return f'<tr class="{escape(style)}">{cells}</tr>'
 
 
-def _cell(column: Column, text: str) -> str:
+def _cell(kind: str, text: str) -> str:
     if text and not text.strip(BLOCKS):
         eighths = sum(8 - BLOCKS.index(mark) for mark in text)
         width = 100 * eighths / BAR_WIDTH
@@ -179,7 +196,7 @@ def _cell(column: Column, text: str) -> str:
             f'<td class="bars" data-bar="{eighths}">'
             f'<i class="bar" style="width:{width:.1f}%"></i></td>'
         )
-    return f'<td class="{column.align}">{escape(text)}</td>'
+    return f'<td class="{kind}">{escape(text)}</td>'
 
 
 # -- points -------------------------------------------------------------------------

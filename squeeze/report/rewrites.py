@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from squeeze.report.costs import SCHEMA, before_after, totals_json
+from squeeze.report.costs import before_after, totals_json
 from squeeze.report.distilled import summary_table, training_json
-from squeeze.report.table import Column, Table, ratio, si
+from squeeze.report.table import SCHEMA, Column, Table, milliseconds, ratio, si
 from squeeze.rewrite.plan import Change, Result
 
 
@@ -93,8 +93,8 @@ def totals_table(result: Result) -> Table:
         rows.append(
             [
                 "latency",
-                f"{latency.before_ms:.3g} ms",
-                f"{latency.after_ms:.3g} ms",
+                milliseconds(latency.before_ms),
+                milliseconds(latency.after_ms),
                 f"×{latency.ratio:.3g} "
                 f"({latency.ratio_low:.3g}–{latency.ratio_high:.3g})",
             ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCHEMA = 1  # of every JSON document
 Align = Literal["left", "right"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 Transform = Callable[[ir.Model, Shapes], Outcome]
 Measure = Callable[[Path, Path], Fidelity | None]
 Train = Callable[[], "Distilled"]
+Progress = Callable[[float], None]  # takes the share done
+
+
+def _silent(title: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda share: None)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Options:
     """What every rewrite takes. `output` None, or `dry_run`, writes nothing.
 
     `train` trains the model at `output` in place and says how that went; what is
-    measured afterwards is the trained model.
+    measured afterwards is the trained model. `bar` shows one stage's progress by its
+    title.
     """
 
     output: Path | None = None
@@ -47,6 +54,7 @@ class Options:
     input_shapes: InputShapes = field(default_factory=dict)
     command: str = ""
     train: Train | None = None
+    bar: Callable[[str], AbstractContextManager[Progress]] = _silent
 
     @property
     def writes(self) -> Path | None:
@@ -77,7 +85,8 @@ def run(
     shapes = shaping.infer(model, given)
     before = profile(model, shapes=shapes)
     origin = models.source(model)
-    outcome, notes = _transformed(model, shapes, transform, options)
+    with options.bar("rewriting"):
+        outcome, notes = _transformed(model, shapes, transform, options)
     del model
     if origin is not None:
         origin.release_pages()
@@ -86,7 +95,8 @@ def run(
     written = None
     if options.writes:
         verify = _verifier(origin, shapes, after_shapes, notes)
-        written = models.save(outcome.model, options.writes, verify)
+        with options.bar("writing and running once"):
+            written = models.save(outcome.model, options.writes, verify)
     trained = _trained(outcome, options, notes) if written else None
     after = profile(
         outcome.model,
@@ -97,11 +107,18 @@ def run(
     runs_here = not any(note.startswith("not verified") for note in notes)
     if written and options.writes and origin and runs_here:
         if options.bench:
-            measured = latency.side_by_side(
-                origin.path, options.writes, shapes, after_shapes, options.seed
-            )
+            with options.bar("timing") as progress:
+                measured = latency.side_by_side(
+                    origin.path,
+                    options.writes,
+                    shapes,
+                    after_shapes,
+                    options.seed,
+                    progress=progress,
+                )
         if fidelity is not None:
-            similar = fidelity(origin.path, options.writes)
+            with options.bar("comparing outputs"):
+                similar = fidelity(origin.path, options.writes)
     return Result(
         input=str(origin.path) if origin else "model",
         output=str(options.writes) if options.writes else None,

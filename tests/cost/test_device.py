@@ -134,6 +134,9 @@ GOOD = "internal_memory = 1e6\nbandwidth = 1e9\nmatrix = 1e9\nelementwise = 1e8\
         (GOOD + "memory = 3", "accumulate, live"),
         (GOOD + "kinds = 3", "must be a table"),
         (GOOD + "[kinds]\ndepthwise = 0", "kinds.depthwise must be more than 0"),
+        (GOOD + 'fused = "Relu"', "fused must be a list"),
+        (GOOD + "channel_block = 0", "channel_block = 0"),
+        (GOOD + "operations = 3", "must be a table"),
         ("not toml", "not valid TOML"),
         ("\xff", "not valid TOML"),
     ],
@@ -172,6 +175,69 @@ def test_this_machines_constants_make_a_device(tmp_path: Path) -> None:
     file.write_text(calibrate.device_file(1, seen.append, repeats=1), encoding="utf-8")
     found = device.load(str(file))
     assert seen[-1] == 1
-    assert {"1×1", "depthwise", "grouped", "FC"} == set(found.kinds)
+    assert {"1×1", "depthwise", "grouped", "FC", "matmul"} == set(found.kinds)
+    assert {"BatchNormalization", "Relu"} <= set(found.fused)
+    assert found.internal_bandwidth >= found.bandwidth
+    assert found.operations["Gelu"] < found.operations["LayerNormalization"]
     assert found.bandwidth > 1e8
     assert found.matrix > found.kinds["grouped"] / 10
+
+
+def _small(path: Path) -> Path:
+    """A convolution with its ReLU, a sigmoid, and a transposition."""
+    net = Net([1, 16, 8, 8])
+    net.conv(16, 16, pads=[1] * 4)
+    net.node("Relu")
+    net.node("Sigmoid")
+    net.node("Transpose", perm=[0, 2, 3, 1])
+    return net.save(path)
+
+
+def test_fused_ops_cost_nothing_behind_a_convolution(tmp_path: Path) -> None:
+    """A fused ReLU is free, and so is what is fused after it; alone it is not."""
+    path, plain = _small(tmp_path / "m.onnx"), device.load("phone-cpu")
+    both = replace(plain, fused=["Relu", "Sigmoid"])
+    times = [layer.time_s for layer in _predict(path, both).layers]
+    assert times[0] > 0
+    assert times[1:] == [0, 0]
+    only = _predict(path, replace(plain, fused=["Sigmoid"])).layers
+    assert only[1].time_s > 0 < only[2].time_s
+
+
+def test_nodes_that_move_data_take_time_where_the_device_says_how_fast(
+    tmp_path: Path,
+) -> None:
+    """A transposition reads and writes its data at the internal bandwidth."""
+    path, plain = _small(tmp_path / "m.onnx"), device.load("phone-cpu")
+    assert _predict(path, plain).moving == ()
+    found = _predict(path, replace(plain, internal_bandwidth=1e9))
+    (moved,) = found.moving
+    assert moved.op == "Transpose"
+    assert moved.time_s == pytest.approx(2 * 16 * 8 * 8 * 4 / 1e9)
+    assert found.total_s == pytest.approx(
+        sum(layer.time_s for layer in found.layers) + moved.time_s
+    )
+
+
+def test_channels_that_do_not_fill_registers_are_slower(tmp_path: Path) -> None:
+    """`unaligned` holds where channels are no multiple of the block, and only there."""
+    plain = replace(device.load("phone-cpu"), channel_block=16)
+    slow = replace(plain, unaligned={"3×3": plain.matrix / 10})
+    for channels, factor in ((16, 1), (18, 10)):
+        net = Net([1, channels, 8, 8])
+        net.conv(channels, channels, pads=[1] * 4)
+        path = net.save(tmp_path / f"{channels}.onnx")
+        one, other = (_predict(path, d).layers[0].matrix_s for d in (plain, slow))
+        assert other == pytest.approx(factor * one)
+
+
+def test_an_op_may_have_its_own_throughput(tmp_path: Path) -> None:
+    """A sigmoid is as slow as `operations` says, other elementwise ops stay."""
+    path, plain = _small(tmp_path / "m.onnx"), device.load("phone-cpu")
+    slower = replace(plain, operations={"Sigmoid": plain.elementwise / 5})
+    pairs = zip(
+        _predict(path, plain).layers, _predict(path, slower).layers, strict=True
+    )
+    for one, other in pairs:
+        factor = 5 if one.op == "Sigmoid" else 1
+        assert other.elementwise_s == pytest.approx(factor * one.elementwise_s)

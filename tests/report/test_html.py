@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -15,6 +16,9 @@ from squeeze.cli import cli
 from tests.builders import SAMPLES
 
 CIFAR = str(SAMPLES / "cifar10_cnn.onnx")
+DIGITS = str(SAMPLES / "digits_cnn.onnx")
+DRY = ["--dry-run", "--no-simplify"]
+RES = ["--multiplier", "0.5", "--adapt", "pool"]
 CHROMIUM = next(
     (
         found
@@ -41,6 +45,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         "profile": ["profile", CIFAR, "--device", "cortex-m7"],
         "compare": ["compare", CIFAR, out, CIFAR, "--layers"],
         "bench": ["bench", CIFAR, out, "--runs", "20", "--threads", "1"],
+        "layers": ["bench", CIFAR, "--layers", "--runs", "5", "--threads", "1"],
+        "width": ["width", CIFAR, "--multiplier", "0.5", *DRY],
+        "resolution": ["resolution", CIFAR, *RES, *DRY],
+        "factorize": ["factorize", DIGITS, "--macs", "70%", *DRY],
+        "check": ["check", CIFAR, "--max-macs", "1G"],
+        "rules": ["rules"],
+        "block": ["rules", "effnet"],
+        "device": ["rules", "cortex-m7"],
     }
     return {
         name: (
@@ -51,7 +63,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
     }
 
 
-COMMANDS = ["convert", "profile", "compare", "bench"]
+DRAWN = ["convert", "profile", "compare", "bench", "layers", "width"]
+PLAIN = ["resolution", "factorize", "check", "rules", "block"]
+COMMANDS = [*DRAWN, *PLAIN, "device"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -86,7 +100,7 @@ def test_the_page_asks_nobody_for_anything(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_draws_it(
     name: str, width: int, written: dict[str, tuple[Path, str]], tmp_path: Path
@@ -116,10 +130,22 @@ def test_a_browser_draws_it(
     rows = len(re.findall(r'class="row"', done.stdout))
     if name == "profile":
         assert rows == len(document["layers"])
-    elif name == "convert":
+    elif name in ("convert", "width"):
+        assert done.stdout.count('<i class="after"') == rows
         assert rows == sum(c["before"] is not None for c in document["changes"])
+    elif name == "layers":
+        assert rows == len(document["models"][0]["layers"])
     elif name == "compare":
         assert rows == len(document["models"][0]["layers"])
         assert done.stdout.count("<circle") == 1 + len(document["models"])
     else:
         assert done.stdout.count("<circle") == len(document["models"])
+
+
+def test_every_reporting_command_writes_pages_and_markdown() -> None:
+    """--html and --markdown are there wherever --json is."""
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        names = {option.name for option in command.params}
+        assert "as_json" not in names or {"html", "as_markdown"} <= names, name

@@ -23,6 +23,7 @@ def create(
     *,
     threads: int = 0,
     optimize: bool = True,
+    spin: bool = True,
     providers: tuple[str, ...] = (CPU,),
     profile_to: Path | None = None,
     optimised_to: Path | None = None,
@@ -30,8 +31,10 @@ def create(
     """A quiet session. `threads` 0 is onnxruntime's own choice.
 
     `optimize` False leaves out graph optimisation and weight prepacking: quicker to
-    make and smaller, for runs that are not timed. `profile_to` is a folder for
-    onnxruntime's own profile, `optimised_to` a file for the graph that it runs.
+    make and smaller, for runs that are not timed. `spin` False lets its threads sleep
+    between runs, for sessions that take turns with other work. `profile_to` is a
+    folder for onnxruntime's own profile, `optimised_to` a file for the graph that it
+    runs.
     Raises whatever onnxruntime raises; see `open_model`.
     """
     import onnxruntime as ort
@@ -42,6 +45,8 @@ def create(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / PROFILE_PREFIX)

@@ -1,8 +1,9 @@
-"""Statistics of activations, reduced inside onnxruntime.
+"""Statistics of activations, gathered inside onnxruntime.
 
-A copy of the graph is extended by the reductions and run over the data in batches:
-no activation is copied out, memory does not grow with the data, sums are float64
-between batches. Everything here is a sum, so that shards and waves can be added.
+A copy of the graph is extended and run over the data in batches: sums over all
+positions come out summed, of everything else only rows at sampled positions. Memory
+does not grow with the data, sums are float64 between batches. Everything here is a
+sum, so that shards and waves can be added.
 
 Rows for Gram matrices are taken at a few positions per sample. The positions follow
 from the sample's bytes, so neither the order nor the batching of the data matters.
@@ -20,24 +21,37 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from squeeze import model as models
 from squeeze.calibrate.data import Batch, Data, fixed_batch
+from squeeze.calibrate.extend import Extension, Rows, Sums, merged
+from squeeze.calibrate.gram import add_product, mirrored
+from squeeze.calibrate.wanted import Columns, Moments, Products, Wanted, Window
 from squeeze.errors import SqueezeError
 from squeeze.shapes import Shapes
+
+__all__ = [
+    "Collector",
+    "Columns",
+    "Moments",
+    "Products",
+    "Sample",
+    "Stats",
+    "Wanted",
+    "Window",
+    "gather",
+]
 
 Array = np.ndarray
 Progress = Callable[[int, int], None]  # samples done, samples in all
 POSITIONS = 10  # rows per sample: enough beside 500 samples
+CHUNK = 2048  # rows whose products are summed in float32
 
 
 # -- what is gathered ---------------------------------------------------------------
@@ -110,10 +124,15 @@ class Sample:
     limit: int
 
     def __add__(self, other: Sample) -> Sample:
-        keys = np.concatenate([self.keys, other.keys])
-        rows = np.concatenate([self.rows, other.rows])
-        kept = np.argsort(keys, kind="stable")[: self.limit]
-        return Sample(keys[kept], rows[kept], self.limit)
+        return self.joined([self, other])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sample]) -> Sample:
+        """What one pass over all their data would have kept."""
+        keys = np.concatenate([p.keys for p in parts])
+        rows = np.concatenate([p.rows for p in parts])
+        kept = np.argsort(keys, kind="stable")[: parts[0].limit]
+        return cls(keys[kept], rows[kept], parts[0].limit)
 
     def columns(self, index: Array) -> Sample:
         return Sample(self.keys, self.rows[:, :, index], self.limit)
@@ -122,98 +141,6 @@ class Sample:
     def matrix(self) -> Array:
         """(S · P, D)."""
         return np.asarray(self.rows.reshape(-1, self.rows.shape[-1]))
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a convolution reads: per spatial axis; pads are (begins…, ends…)."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: tuple[int, ...]
-    dilations: tuple[int, ...]
-
-    @classmethod
-    def of(cls, node: ir.Node, kernel: Sequence[int]) -> Window:
-        """The window of a Conv node whose pads are explicit."""
-        axes = len(kernel)
-        ints = node.attributes.get_ints
-        return cls(
-            tuple(kernel),
-            tuple(ints("strides", ()) or (1,) * axes),
-            tuple(ints("pads", ()) or (0,) * (2 * axes)),
-            tuple(ints("dilations", ()) or (1,) * axes),
-        )
-
-    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Output size for a spatial input size."""
-        axes = len(self.kernel)
-        return tuple(
-            (n + self.pads[a] + self.pads[a + axes] - self._reach(a)) // self.strides[a]
-            + 1
-            for a, n in enumerate(size)
-        )
-
-    def _reach(self, axis: int) -> int:
-        return self.dilations[axis] * (self.kernel[axis] - 1) + 1
-
-    def taps(self, positions: Array, size: Sequence[int]) -> tuple[Array, Array]:
-        """Flat input indices (…, K) that output `positions` read, and which are inside.
-
-        A tap in the padding has index 0 and is not inside.
-        """
-        where = np.unravel_index(positions, self.grid(size))
-        steps = np.unravel_index(np.arange(prod(self.kernel)), self.kernel)
-        flat = np.zeros((*positions.shape, prod(self.kernel)), np.int64)
-        inside = np.ones(flat.shape, bool)
-        for axis, n in enumerate(size):
-            at = where[axis][..., None] * self.strides[axis] - self.pads[axis]
-            at = at + steps[axis] * self.dilations[axis]
-            inside &= (at >= 0) & (at < n)
-            flat = flat * n + at
-        return np.where(inside, flat, 0), inside
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Columns of a row matrix: the channels of a value at a position.
-
-    `axis` 1 is (N, C, *spatial), -1 is (…, C). With a `window` the columns are the
-    im2col inputs (C, *kernel) of a convolution on the value, and positions are that
-    convolution's outputs. `model` counts the collector's models.
-    """
-
-    value: str
-    axis: int = 1
-    window: Window | None = None
-    model: int = 0
-
-
-@dataclass(frozen=True)
-class Products:
-    """Wanted: sums and Gram matrix of columns side by side, at sampled positions.
-
-    `keep` asks for the rows themselves as well, of that many samples at most.
-    """
-
-    columns: tuple[Columns, ...]
-    keep: int = 0
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Wanted: per channel, over every position: sums of these kinds.
-
-    "sum" · "square" · "positive" (how many are > 0).
-    """
-
-    value: str
-    axis: int = 1
-    kinds: tuple[str, ...] = ("sum", "square", "positive")
-    model: int = 0
-
-
-Wanted = Products | Moments
 
 
 def gather(
@@ -250,80 +177,53 @@ class Collector:
         self._positions, self._seed = positions, seed
         self._batch = fixed_batch(model)
         parts = [(model, shapes), *others]
-        builder = _Builder(
-            _merged([m for m, _ in parts]), [s for _, s in parts], positions
+        extension = Extension(
+            merged([m for m, _ in parts]), [s for _, s in parts], positions
         )
-        self._plans = {name: builder.request(name, w) for name, w in wanted.items()}
-        self._feeds = builder.feeds
+        self._plans = {key: _plan(key, w, extension) for key, w in wanted.items()}
         self._session: Any = None
-        if wanted:
-            self._session = _session(builder.finish())
         self._inputs: set[str] = set()
         if wanted:
+            self._session = _session(extension.finish())
             self._inputs = {i.name for i in self._session.get_inputs()}
+        self._feeds = [f for f in extension.feeds.values() if f.name in self._inputs]
 
     def over(self, data: Data, progress: Progress | None = None) -> dict[str, Stats]:
         """Run the data through and return the sums over it."""
         if self._session is None:
             return {}
         outputs = [o.name for o in self._session.get_outputs()]
-        kept = {p.kept for p in self._plans.values()}
-        totals: dict[str, Array] = {}
-        samples: dict[str, Sample] = {}
+        sums = {key: plan.start() for key, plan in self._plans.items()}
         count = 0
         for batch in data:
             if self._batch and len(batch) != self._batch:
                 continue  # the model's batch is fixed; the last samples don't fill one
             uniform = _uniform(batch, self._positions, self._seed)
-            arrays = self._session.run(outputs, self._batch_feeds(batch, uniform))
+            found = {feed.name: feed.index(uniform) for feed in self._feeds}
+            feeds = {k: v for k, v in batch.inputs.items() if k in self._inputs}
+            feeds |= {name: index for name, (index, _) in found.items()}
+            arrays = self._session.run(outputs, feeds)
             named = dict(zip(outputs, arrays, strict=True))
-            for name in named.keys() - kept:
-                if name in totals:
-                    totals[name] += named[name]
-                else:
-                    totals[name] = named[name].astype(np.float64)
-            self._keep(samples, named, uniform[:, 0])
+            inside = {name: mask for name, (_, mask) in found.items()}
+            for one in sums.values():
+                one.add(named, inside, uniform[:, 0])
             count += len(batch)
             if progress is not None:
                 progress(count, len(data))
-        return self._stats(count, totals, samples, data.name)
-
-    def _keep(
-        self, samples: dict[str, Sample], named: Mapping[str, Array], keys: Array
-    ) -> None:
-        for key, plan in self._plans.items():
-            if plan.kept:
-                rows = named[plan.kept].reshape(len(keys), plan.rows, -1)
-                fresh = Sample(keys, rows, plan.limit)
-                samples[key] = samples[key] + fresh if key in samples else fresh
-
-    def _batch_feeds(self, batch: Batch, uniform: Array) -> dict[str, Array]:
-        feeds: dict[str, Array] = dict(batch.inputs)
-        for feed in self._feeds:
-            feeds.update(feed.arrays(uniform))
-        return {name: array for name, array in feeds.items() if name in self._inputs}
-
-    def _stats(
-        self,
-        count: int,
-        totals: Mapping[str, Array],
-        samples: Mapping[str, Sample],
-        name: str,
-    ) -> dict[str, Stats]:
         if count == 0:
             raise SqueezeError(
-                f"{name}: no full batch of samples to gather statistics from"
+                f"{data.name}: no full batch of samples to gather statistics from"
             )
-        found: dict[str, Stats] = {}
-        for key, plan in self._plans.items():
-            sums = {kind: totals[output] for kind, output in plan.kinds.items()}
-            if not all(np.isfinite(array).all() for array in sums.values()):
-                raise SqueezeError(
-                    f"{name}: activations at {key!r} are NaN or Inf on this data; "
-                    "look at its scale and normalisation"
-                )
-            found[key] = Stats(plan.rows * count, sums, samples.get(key))
-        return found
+        return {key: _finite(key, one.stats(), data.name) for key, one in sums.items()}
+
+
+def _finite(key: str, stats: Stats, name: str) -> Stats:
+    if not all(np.isfinite(array).all() for array in stats.sums.values()):
+        raise SqueezeError(
+            f"{name}: activations at {key!r} are NaN or Inf on this data; "
+            "look at its scale and normalisation"
+        )
+    return stats
 
 
 def _uniform(batch: Batch, positions: int, seed: int) -> Array:
@@ -332,289 +232,166 @@ def _uniform(batch: Batch, positions: int, seed: int) -> Array:
     for index in range(len(batch)):
         mark = seed
         for name in sorted(batch.inputs):
-            mark = zlib.crc32(batch.inputs[name][index].tobytes(), mark)
+            mark = zlib.crc32(batch.inputs[name][index], mark)
         rows.append(np.random.default_rng(mark).random(positions))
     return np.stack(rows)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one request becomes: rows per sample, and the outputs that hold it."""
+# -- adding up ----------------------------------------------------------------------
 
+
+class _Adder(Protocol):
+    """Sums of one request over the batches of one pass."""
+
+    def add(
+        self,
+        outputs: Mapping[str, Array],
+        inside: Mapping[str, Array | None],
+        keys: Array,
+    ) -> None: ...
+
+    def stats(self) -> Stats: ...
+
+
+class _Plan(Protocol):
+    """A request whose outputs are in the graph."""
+
+    def start(self) -> _Adder: ...
+
+
+def _plan(key: str, wanted: Wanted, extension: Extension) -> _Plan:
+    if isinstance(wanted, Moments):
+        return _MomentsPlan(extension.sums(wanted), extension.rows_per_sample(wanted))
+    grids = {extension.grid(c) for c in wanted.columns}
+    if len(grids) != 1:
+        raise ValueError(f"{key}: columns with different positions {sorted(grids)}")
+    return _RowsPlan(tuple(extension.rows(c) for c in wanted.columns), wanted.keep)
+
+
+@dataclass(frozen=True)
+class _MomentsPlan:
+    kinds: Mapping[str, Sums]
     rows: int
-    kinds: Mapping[str, str]
-    kept: str = ""
-    limit: int = 0
+
+    def start(self) -> _Adder:
+        return _MomentsSum(self)
 
 
-# -- feeds: where the rows are taken ------------------------------------------------
+class _MomentsSum:
+    def __init__(self, plan: _MomentsPlan) -> None:
+        self.plan, self.count = plan, 0
+        self.totals = {k: np.zeros(s.channels) for k, s in plan.kinds.items()}
+
+    def add(
+        self,
+        outputs: Mapping[str, Array],
+        inside: Mapping[str, Array | None],
+        keys: Array,
+    ) -> None:
+        for kind, sums in self.plan.kinds.items():
+            self.totals[kind] += sums.of(outputs[sums.output])
+        self.count += self.plan.rows * len(keys)
+
+    def stats(self) -> Stats:
+        return Stats(self.count, self.totals)
 
 
 @dataclass(frozen=True)
-class _Feed:
-    """Graph inputs that pick rows: flat indices, and a mask of the taps inside."""
-
-    name: str
-    grid: int  # positions there are per sample
-    taken: int  # positions sampled of them
-    stride: int  # elements (channels first) or rows (last) per sample
-    window: Window | None = None
-    size: tuple[int, ...] = ()
-
-    def arrays(self, uniform: Array) -> dict[str, Array]:
-        """Stratified positions: one in each of `taken` equal stretches of the grid."""
-        cells = np.arange(self.taken) + uniform[:, : self.taken]
-        positions = np.minimum(
-            (cells * self.grid / self.taken).astype(np.int64), self.grid - 1
-        )
-        start = np.arange(len(uniform))[:, None] * self.stride
-        if self.window is None:
-            return {self.name: (positions + start)[:, :, None]}
-        index, inside = self.window.taps(positions, self.size)
-        return {
-            self.name: index + start[:, :, None],
-            f"{self.name}/inside": inside.astype(np.float32),
-        }
-
-
-# -- the extended graph -------------------------------------------------------------
-
-
-def _merged(parts: Sequence[ir.Model]) -> tuple[ir.Model, list[dict[str, ir.Value]]]:
-    """All parts in one model, from the same inputs; and values by name, per part."""
-    base = parts[0].clone()
-    base.meta.update(parts[0].meta)
-    names = [_values(base.graph)]
-    for number, part in enumerate(parts[1:], 1):
-        other = part.clone().graph
-        named = _values(other)
-        names.append(named)
-        for value in list(other.inputs):
-            if value.name not in names[0]:
-                raise ValueError(f"the models differ in input {value.name!r}")
-            ir.convenience.replace_all_uses_with(value, names[0][value.name])
-        nodes = list(other)
-        other.outputs.clear()
-        other.remove(nodes)
-        weights = list(other.initializers.values())
-        other.initializers.clear()
-        for name, value in named.items():
-            if value in other.inputs:
-                named[name] = names[0][name]
-            else:
-                value.name = f"{name}/{number}"
-        for node in nodes:
-            node.name = f"{node.name}/{number}" if node.name else None
-        for value in weights:
-            base.graph.initializers.add(value)
-        base.graph.extend(nodes)
-    return base, names
-
-
-def _values(graph: ir.Graph) -> dict[str, ir.Value]:
-    values = [*graph.inputs, *graph.initializers.values()]
-    values += [v for node in graph for v in node.outputs]
-    return {v.name: v for v in values if v.name}
-
-
-@dataclass
-class _Builder:
-    """Adds reductions to a merged graph; opset differences live in `reduce`."""
-
-    merged: tuple[ir.Model, list[dict[str, ir.Value]]]
-    shapes: list[Shapes]
-    positions: int
-    feeds: list[_Feed] = field(default_factory=list)
-    outputs: list[ir.Value] = field(default_factory=list)
-    made: dict[Any, Any] = field(default_factory=dict)  # equal parts are built once
+class _RowsPlan:
+    parts: tuple[Rows, ...]
+    keep: int
 
     @property
-    def graph(self) -> ir.Graph:
-        return self.merged[0].graph
+    def width(self) -> int:
+        return sum(p.width for p in self.parts)
 
-    def request(self, key: str, wanted: Wanted) -> _Plan:
-        """Add what a request needs to the graph."""
-        if isinstance(wanted, Moments):
-            return self._moments(wanted)
-        grids = {self._grid(c) for c in wanted.columns}
-        if len(grids) != 1:
-            raise ValueError(f"{key}: columns with different positions {sorted(grids)}")
-        matrix = self._once(wanted.columns, partial(self._matrix, wanted.columns))
-        kinds = {
-            "sum": self.reduce("ReduceSum", matrix, [0]),
-            "product": self.add("Gemm", [matrix, matrix], transA=1),
-        }
-        rows = min(grids.pop(), self.positions)
-        kept = self._emit({"rows": matrix})["rows"] if wanted.keep else ""
-        return _Plan(rows, self._emit(kinds), kept, wanted.keep)
+    @property
+    def order(self) -> Array:
+        """Columns as they are wanted, (C, *kernel), among those that come, (K, C)."""
+        starts = np.cumsum([0, *(p.width for p in self.parts)])
+        found = [
+            start + np.arange(p.width).reshape(p.taps, p.channels).T.reshape(-1)
+            for start, p in zip(starts, self.parts, strict=False)
+        ]
+        return np.concatenate(found)
 
-    def _matrix(self, columns: tuple[Columns, ...]) -> ir.Value:
-        parts = [self._rows(c) for c in columns]
-        if len(parts) == 1:
-            return self.add("Identity", parts)
-        return self.add("Concat", parts, axis=1)
+    def start(self) -> _Adder:
+        return _RowsSum(self)
 
-    def _emit(self, kinds: Mapping[str, ir.Value]) -> dict[str, str]:
-        for value in kinds.values():
-            if value not in self.outputs:
-                value.type = ir.TensorType(ir.DataType.FLOAT)
-                self.outputs.append(value)
-        return {kind: value.name or "" for kind, value in kinds.items()}
 
-    # moments
+class _RowsSum:
+    """The Gram matrix: float32 over `CHUNK` rows, float64 between them.
 
-    def _moments(self, wanted: Moments) -> _Plan:
-        shape = self._shape(wanted.value, wanted.model)
-        axis = wanted.axis % len(shape)
-        axes = [a for a in range(len(shape)) if a != axis]
-        value = self._float(wanted.value, wanted.model)
-        kinds: dict[str, ir.Value] = {}
-        for kind in wanted.kinds:
-            make = partial(self._sum, kind, value, axes)
-            kinds[kind] = self._once((kind, value, axis), make)
-        rows = prod(shape) // shape[axis] // self._samples()
-        return _Plan(rows, self._emit(kinds))
+    Rows are taken relative to the mean of the first chunk, so that a mean far from
+    zero costs no digits.
+    """
 
-    def _sum(self, kind: str, value: ir.Value, axes: list[int]) -> ir.Value:
-        if kind == "positive":
-            above = self.add("Greater", [value, self.constant(np.float32(0))])
-            value = self.add("Cast", [above], to=ir.DataType.FLOAT.value)
-        op = "ReduceSumSquare" if kind == "square" else "ReduceSum"
-        return self.reduce(op, value, axes)
+    def __init__(self, plan: _RowsPlan) -> None:
+        self.plan, self.count, self.filled = plan, 0, 0
+        width = plan.width
+        self.chunk = np.empty((0, width), np.float32)
+        self.shift: Array | None = None
+        self.sum, self.product = np.zeros(width), np.zeros((width, width))
+        self.kept: list[Sample] = []
 
-    # rows
+    def add(
+        self,
+        outputs: Mapping[str, Array],
+        inside: Mapping[str, Array | None],
+        keys: Array,
+    ) -> None:
+        rows = self._room(len(keys) * self.plan.parts[0].taken)
+        start = 0
+        for part in self.plan.parts:
+            picked = outputs[part.output].reshape(len(rows), part.taps, part.channels)
+            into = rows[:, start : start + part.width].reshape(picked.shape)
+            into[...] = picked
+            mask = inside.get(part.feed)
+            if mask is not None:
+                into[~mask.reshape(len(rows), part.taps)] = 0
+            start += part.width
+        if self.plan.keep:
+            self._keep(keys, rows)
 
-    def _grid(self, columns: Columns) -> int:
-        shape = self._shape(columns.value, columns.model)
-        if columns.axis == 1 and len(shape) > 2:
-            size = shape[2:]
-            return prod(columns.window.grid(size) if columns.window else size)
-        return prod(shape[:-1]) // self._samples()
+    def _room(self, count: int) -> Array:
+        """The chunk's next rows, to be filled in."""
+        if self.filled + count > len(self.chunk):
+            self._flush()
+            if len(self.chunk) < count:
+                size = max(count, CHUNK)
+                self.chunk = np.empty((size, self.plan.width), np.float32)
+        self.filled += count
+        return self.chunk[self.filled - count : self.filled]
 
-    def _rows(self, columns: Columns) -> ir.Value:
-        return self._once(columns, lambda: self._make_rows(columns))
+    def _flush(self) -> None:
+        rows = self.chunk[: self.filled]
+        if not self.filled:
+            return
+        if self.shift is None:
+            self.shift = rows.mean(0)
+        rows -= self.shift
+        self.sum += rows.sum(0, dtype=np.float64)
+        add_product(rows, self.product)
+        self.count += self.filled
+        self.filled = 0
 
-    def _make_rows(self, columns: Columns) -> ir.Value:
-        shape = self._shape(columns.value, columns.model)
-        grid = self._grid(columns)
-        taken = min(grid, self.positions)
-        if columns.axis == 1 and len(shape) > 2:
-            return self._window_rows(columns, shape, grid, taken)
-        value = self._value(columns.value, columns.model)
-        flat = self.add("Reshape", [value, self.constant(np.array([-1, shape[-1]]))])
-        if taken == grid:
-            return self._cast(flat)
-        index = self._index(_Feed(self._name("rows"), grid, taken, grid))
-        picked = self.add("Gather", [flat, index], axis=0)
-        return self._flat(self._cast(picked), shape[-1])
+    def _keep(self, keys: Array, rows: Array) -> None:
+        shaped = rows.reshape(len(keys), -1, self.plan.width).copy()
+        self.kept.append(Sample(keys, shaped, self.plan.keep))
+        if sum(len(s.keys) for s in self.kept) > 2 * self.plan.keep:
+            self.kept = [Sample.joined(self.kept)]
 
-    def _window_rows(
-        self, columns: Columns, shape: tuple[int, ...], grid: int, taken: int
-    ) -> ir.Value:
-        """Rows (C, *kernel) of a channels-first value, by one Gather over all of it."""
-        channels, size = shape[1], shape[2:]
-        window = columns.window
-        name = self._name("taps")
-        feed = _Feed(name, grid, taken, channels * prod(size), window, size)
-        index = self._index(feed)  # (N, P, K)
-        offsets = np.arange(channels)[:, None] * prod(size)
-        index = self._unsqueezed(index, -1 if window is None else prod(window.kernel))
-        index = self.add("Add", [index, self.constant(offsets)])  # (N, P, C, K)
-        value = self._value(columns.value, columns.model)
-        flat = self.add("Reshape", [value, self.constant(np.array([-1]))])
-        picked = self._cast(self.add("Gather", [flat, index], axis=0))
-        taps = 1
-        if window is not None:
-            taps = prod(window.kernel)
-            inside = self._input(f"{name}/inside", ir.DataType.FLOAT, 3)
-            picked = self.add("Mul", [picked, self._unsqueezed(inside, taps)])
-        return self._flat(picked, channels * taps)
-
-    def _unsqueezed(self, value: ir.Value, taps: int) -> ir.Value:
-        """(N, P, K) → (N, P, 1, K), by a Reshape, which every opset writes the same."""
-        shape = np.array([0, 0, 1, max(taps, 1)])
-        return self.add("Reshape", [value, self.constant(shape)])
-
-    def _flat(self, value: ir.Value, width: int) -> ir.Value:
-        return self.add("Reshape", [value, self.constant(np.array([-1, width]))])
-
-    def _index(self, feed: _Feed) -> ir.Value:
-        self.feeds.append(feed)
-        return self._input(feed.name, ir.DataType.INT64, 3)
-
-    # small parts
-
-    def _once(self, key: Any, make: Callable[[], ir.Value]) -> ir.Value:
-        if key not in self.made:
-            self.made[key] = make()
-        found = self.made[key]
-        assert isinstance(found, ir.Value)
-        return found
-
-    def _name(self, stem: str) -> str:
-        return f"squeeze/{stem}/{len(self.made)}/{len(self.feeds)}"
-
-    def _samples(self) -> int:
-        """The batch that shapes were inferred at."""
-        return next(iter(self.shapes[0].inputs.values()))[0]
-
-    def _shape(self, value: str, model: int) -> tuple[int, ...]:
-        found = self.shapes[model].shapes.get(value)
-        if not found:
-            raise SqueezeError(
-                f"the shape of {value!r} is unknown: no statistics; pass --input-shape"
-            )
-        return found
-
-    def _value(self, name: str, model: int) -> ir.Value:
-        return self.merged[1][model][name]
-
-    def _float(self, name: str, model: int) -> ir.Value:
-        value = self._value(name, model)
-        dtype = self.shapes[model].types.get(name)
-        if dtype == ir.DataType.FLOAT:
-            return value
-        return self._once(("float", value), lambda: self._cast(value))
-
-    def _cast(self, value: ir.Value) -> ir.Value:
-        return self.add("Cast", [value], to=ir.DataType.FLOAT.value)
-
-    def _input(self, name: str, dtype: ir.DataType, rank: int) -> ir.Value:
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape([f"{name}/{axis}" for axis in range(rank)]),
-            type=ir.TensorType(dtype),
-        )
-        self.graph.inputs.append(value)
-        return value
-
-    def constant(self, array: Array | np.generic) -> ir.Value:
-        array = np.asarray(array)
-        array = array.astype(np.int64) if array.dtype.kind in "iu" else array
-        name = f"squeeze/constant/{len(self.graph.initializers)}"
-        return models.add_initializer(self.graph, ir.Tensor(array, name=name))
-
-    def add(self, op: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        node = ir.node(op, list(inputs), attributes)
-        self.graph.append(node)
-        value = node.outputs[0]
-        value.name = f"squeeze/{op}/{len(self.graph)}"
-        return value
-
-    def reduce(self, op: str, value: ir.Value, axes: list[int]) -> ir.Value:
-        """Axes are an input since opset 13 (ReduceSum) or 18 (the others)."""
-        since = 13 if op == "ReduceSum" else 18
-        if models.opset(self.merged[0]) >= since:
-            return self.add(op, [value, self.constant(np.array(axes))], keepdims=0)
-        return self.add(op, [value], axes=axes, keepdims=0)
-
-    def finish(self) -> ir.Model:
-        """The graph with the sums as its only outputs, and nothing they don't need."""
-        model = self.merged[0]
-        model.graph.outputs.clear()
-        model.graph.outputs.extend(self.outputs)
-        passes.RemoveUnusedNodesPass()(model)
-        return model
+    def stats(self) -> Stats:
+        self._flush()
+        order = self.plan.order
+        shift = self.shift if self.shift is not None else np.zeros(len(order))
+        shift = shift.astype(np.float64)
+        crossed = np.outer(shift, self.sum + self.count / 2 * shift)
+        product = mirrored(self.product) + crossed + crossed.T
+        total = self.sum + self.count * shift
+        sums = {"sum": total[order], "product": product[np.ix_(order, order)]}
+        sample = Sample.joined(self.kept).columns(order) if self.kept else None
+        return Stats(self.count, sums, sample)
 
 
 def _session(model: ir.Model) -> Any:
@@ -622,11 +399,12 @@ def _session(model: ir.Model) -> Any:
 
     try:
         if models.proto_bytes(model) < models.INLINE_LIMIT:
-            return session.create(ir.to_proto(model).SerializeToString())
+            proto = ir.to_proto(model).SerializeToString()
+            return session.create(proto, spin=False)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "statistics.onnx"
             ir.save(model, path, external_data="statistics.data")
-            return session.create(path)
+            return session.create(path, spin=False)
     except Exception as error:  # onnxruntime raises many kinds
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(

@@ -267,10 +267,13 @@ def _budgeted(
         fixed -= dense
         kept = replace(one, reason="left as it is: the budget is met without it")
         menus[index] = [Option(dense, 0.0, kept)]
-        for cut, loss in _menu(one, choice, stats):
-            priced = _priced(one, cut, shapes, choice)
-            if priced.cut is not None:
-                menus[index].append(Option(getattr(priced.after, key), loss, priced))
+        scale = low_rank.Scale.of(one.layer, stats.get(one.name))
+        for cut in _menu(scale, choice):
+            after = low_rank.cost(one.layer, cut, shapes)
+            if after.macs < one.before.macs or choice.allow_costlier:
+                taken_ = replace(one, cut=cut, after=after)
+                loss = scale.error(cut)
+                menus[index].append(Option(getattr(after, key), loss, taken_))
     limit = choice.goal.limit(whole)
     try:
         taken = allocate(menus, limit - fixed)
@@ -283,18 +286,14 @@ def _budgeted(
     return [taken[i].item if i in taken else one for i, one in enumerate(planned)]
 
 
-def _menu(
-    one: _Planned, choice: Choice, stats: Mapping[str, Stats]
-) -> list[tuple[Cut, float]]:
-    """Cuts at several ranks with their relative error."""
-    assert one.layer is not None
-    scale = low_rank.Scale.of(one.layer, stats.get(one.name))
-    found: dict[tuple[str, tuple[int, ...]], tuple[Cut, float]] = {}
-    for method in _methods(one.layer, replace(choice, goal=Goal(energy=1.0))):
-        for share in SHARES:
-            cut = scale.by_share(method, share, choice.round_to)
-            if (method, cut.ranks) not in found:
-                found[method, cut.ranks] = cut, scale.error(cut)
+def _menu(scale: low_rank.Scale, choice: Choice) -> list[Cut]:
+    """Cuts at several shares of the full rank."""
+    found = {
+        (method, cut.ranks): cut
+        for method in _methods(scale.layer, replace(choice, goal=Goal(energy=1.0)))
+        for share in SHARES
+        for cut in [scale.by_share(method, share, choice.round_to)]
+    }
     return list(found.values())
 
 

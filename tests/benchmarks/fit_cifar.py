@@ -10,8 +10,11 @@ gathering statistics costs against plain inference.
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,15 @@ sys.path.insert(0, str(ROOT / "sample_models"))
 
 from squeeze import model as models  # noqa: E402
 from squeeze import session, shapes  # noqa: E402
-from squeeze.calibrate.data import open_data  # noqa: E402
-from squeeze.calibrate.stats import Collector, Columns, Moments, Products, Window  # noqa: E402  # noqa: E402
+from squeeze.calibrate.data import Data, open_data, specs_of  # noqa: E402
+from squeeze.calibrate.stats import (  # noqa: E402
+    Collector,
+    Columns,
+    Moments,
+    Products,
+    Wanted,
+    Window,
+)
 from squeeze.rewrite.convert import convert  # noqa: E402
 from squeeze.rewrite.factorize import factorize  # noqa: E402
 from squeeze.rewrite.fit.source import FitData  # noqa: E402
@@ -139,12 +149,10 @@ def plans(count: int, images: np.ndarray, split: Split) -> None:
     )
 
 
-def speed(images: np.ndarray) -> None:
-    """Gathering against plain inference, at the same batch size: medians of 5."""
-    model = models.load(MODEL)
-    known = shapes.infer(model)
-    data = open_data({"input": images[:1000]}, model, known)
-    grams, counts = {}, {}
+def wanted(model: ir.Model) -> dict[str, dict[str, Wanted]]:
+    """What fitting asks for, and what pruning does: by name, then by layer."""
+    grams: dict[str, Wanted] = {}
+    counts: dict[str, Wanted] = {}
     for node in model.graph:
         if node.op_type == "Conv":
             window = Window.of(node, node.inputs[1].shape[2:])
@@ -152,22 +160,74 @@ def speed(images: np.ndarray) -> None:
             grams[node.name] = Products((columns, Columns(node.outputs[0].name)))
         if node.op_type == "Relu":
             counts[node.name] = Moments(node.outputs[0].name, kinds=("positive",))
+    return {"Gram matrices, 10 positions": grams, "counts": counts}
+
+
+def speed(images: np.ndarray, rounds: int = 7) -> None:
+    """Gathering against plain inference at the same batch size, in turns.
+
+    A round is one pass over 1,000 images of each; its ratio is to its own plain pass.
+    """
+    model = models.load(MODEL)
+    known = shapes.infer(model)
+    data = open_data({"input": images[:1000]}, model, known)
     runner = session.create(MODEL)
-    plain = _median(lambda: [runner.run(None, b.inputs) for b in data])
-    for name, wanted in (("Gram matrices, 10 positions", grams), ("counts", counts)):
-        collector = Collector(model, known, wanted)
+    work = {"plain": lambda: [runner.run(None, b.inputs) for b in data]}
+    for name, asked in wanted(model).items():
+        collector = Collector(model, known, asked)
+        work[name] = lambda c=collector: c.over(data)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for _ in range(rounds + 1):
+        for name, run in work.items():
+            start = time.perf_counter(), time.process_time()
+            run()
+            end = time.perf_counter(), time.process_time()
+            times[name].append((end[0] - start[0], end[1] - start[1]))
+    plain = np.array(times.pop("plain")[1:])
+    for name, found in times.items():
+        ratios = np.array(found[1:]) / plain
+        wall, processor = np.median(ratios, axis=0)
+        low, high = np.quantile(ratios[:, 0], (0.25, 0.75))
         print(
-            f"{name}: {_median(lambda c=collector: c.over(data)) / plain:.2f} × plain"
+            f"{name}: {wall:.2f} × plain ({low:.2f}–{high:.2f}), "
+            f"{processor:.2f} × in processor time"
         )
 
 
-def _median(work, runs: int = 5) -> float:
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+def memory(counts: tuple[int, ...] = (1_000, 10_000)) -> None:
+    """Peak of a process that gathers over so many random images, streamed."""
+    for count in counts:
+        command = [sys.executable, __file__, "--gather", str(count)]
+        print(f"{count:,} images: ", end="", flush=True)
+        subprocess.run(command, check=True)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random images that are made when they are read."""
+
+    count: int
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], None]:
+        rng = np.random.default_rng(int(indices[0]))
+        x = rng.standard_normal((len(indices), *self.shape), np.float32)
+        return {"input": x}, None
+
+
+def gather_random(count: int) -> None:
+    """Gram matrices and counts over random images, and the process' peak."""
+    model = models.load(MODEL)
+    known = shapes.infer(model)
+    specs = specs_of(model, known)
+    data = Data("noise", Noise(count, specs[0].shape[1:]), specs, np.arange(count))
+    for asked in wanted(model).values():
+        Collector(model, known, asked).over(data)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak {peak:.0f} MB")
 
 
 def main() -> None:
@@ -178,7 +238,15 @@ def main() -> None:
     )
     parser.add_argument("--plans", type=int, default=0, help="random plans, as 30")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--gather", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.gather:
+        gather_random(options.gather)
+        return
+    if options.memory:
+        memory()
+        return
     images, split = load(options.data)
     if options.speed:
         speed(images)

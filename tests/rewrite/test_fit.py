@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import squeeze
 from squeeze.errors import SqueezeError, UsageError
@@ -21,144 +19,11 @@ from squeeze.rewrite.factorize import factorize
 from squeeze.rewrite.fit import forms, ranks
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.run import Options
+from tests.layers import conv_model, model_of, outputs, relative
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 QUICK = Options(bench=False, simplify=False)
 RNG = np.random.default_rng(0)
-ELEMENTS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
-
-
-def conv_model(
-    shape: tuple[int, ...],
-    weight: tuple[int, ...],
-    strides: list[int],
-    pads: list[int],
-    dilations: list[int],
-    dtype: int = TensorProto.FLOAT,
-) -> onnx.ModelProto:
-    """One convolution with bias and ReLU."""
-    rng = np.random.default_rng(sum(weight) + sum(pads))
-    scale = 1 / np.sqrt(np.prod(weight[1:]))
-    arrays = {
-        "w": rng.normal(size=weight) * scale,
-        "b": rng.normal(size=weight[0]),
-    }
-    nodes = [
-        helper.make_node(
-            "Conv",
-            ["x", "w", "b"],
-            ["y"],
-            "conv",
-            strides=strides,
-            pads=pads,
-            dilations=dilations,
-        ),
-        helper.make_node("Relu", ["y"], ["z"], "relu"),
-    ]
-    return model_of(nodes, arrays, {"x": shape}, "z", dtype)
-
-
-def model_of(
-    nodes: list[onnx.NodeProto],
-    arrays: dict[str, np.ndarray],
-    inputs: dict[str, tuple[int, ...]],
-    output: str,
-    dtype: int = TensorProto.FLOAT,
-) -> onnx.ModelProto:
-    """A graph with a dynamic batch; `inputs` are shapes behind it."""
-    element = ELEMENTS[dtype]
-    weights = [numpy_helper.from_array(a.astype(element), k) for k, a in arrays.items()]
-    values = [
-        helper.make_tensor_value_info(k, dtype, ["n", *s]) for k, s in inputs.items()
-    ]
-    out = helper.make_tensor_value_info(output, dtype, None)
-    graph = helper.make_graph(nodes, "g", values, [out], weights)
-    opset = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=8)
-
-
-def outputs(model: onnx.ModelProto | ir.Model, **feeds: np.ndarray) -> np.ndarray:
-    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
-    return ort.InferenceSession(proto.SerializeToString()).run(None, feeds)[0]
-
-
-def relative(made: np.ndarray, wanted: np.ndarray) -> float:
-    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
-    return float(np.linalg.norm(made - wanted) / max(np.linalg.norm(wanted), 1e-30))
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> dict[str, object]:
-    """2-D convolutions: any stride, uneven pads, dilation, odd sizes."""
-    kernel = [draw(st.integers(1, 4)) for _ in range(2)]
-    dilations = [draw(st.integers(1, 2)) for _ in range(2)]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    return {
-        "shape": (
-            draw(st.integers(1, 5)),
-            *(s + draw(st.integers(0, 6)) for s in spans),
-        ),
-        "out": draw(st.integers(1, 7)),
-        "kernel": kernel,
-        "strides": [draw(st.integers(1, 3)) for _ in range(2)],
-        "pads": [draw(st.integers(0, spans[i % 2] - 1)) for i in range(4)],
-        "dilations": dilations,
-    }
-
-
-def built(case: dict[str, object], dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    shape, kernel = case["shape"], case["kernel"]
-    weight = (case["out"], shape[0], *kernel)  # type: ignore[index, misc]
-    attributes = {k: case[k] for k in ("strides", "pads", "dilations")}
-    return conv_model(shape, weight, dtype=dtype, **attributes)  # type: ignore[arg-type]
-
-
-def exact(case: dict[str, object], to: str, **how: object) -> None:
-    """Full rank reproduces the convolution in float32 and float16."""
-    for dtype, limit in ((TensorProto.FLOAT, 1e-5), (TensorProto.FLOAT16, 5e-3)):
-        proto = built(case, dtype)
-        x = RNG.normal(size=(2, *case["shape"])).astype(ELEMENTS[dtype])  # type: ignore[misc]
-        model = ir.from_proto(proto)
-        if to in ("pca", "spatial", "tucker"):
-            result = factorize(
-                model,
-                rank=10**6,
-                method=to,  # type: ignore[arg-type]
-                allow_costlier=True,
-                options=QUICK,
-            )
-            if not result.applied:  # spatial needs two axes to split
-                assert 1 in case["kernel"]  # type: ignore[operator]
-                continue
-        else:
-            result = convert(
-                model,
-                to,
-                keep_first=False,
-                allow_costlier=True,
-                options=QUICK,
-                **how,  # type: ignore[arg-type]
-            )
-            if not result.applied:
-                assert result.changes[0].reason
-                continue
-        assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < limit
-
-
-@pytest.mark.parametrize("method", ["pca", "spatial", "tucker"])
-@settings(max_examples=8, deadline=None)
-@given(case=convolutions())
-def test_full_rank_is_exact(method: str, case: dict[str, object]) -> None:
-    """Every method at full rank is the layer, at any stride, pad, dilation, size."""
-    exact(case, method)
-
-
-@settings(max_examples=8, deadline=None)
-@given(case=convolutions())
-def test_full_multiplier_is_exact(case: dict[str, object]) -> None:
-    """Depthwise-separable with one copy per tap is the layer."""
-    taps = int(np.prod(case["kernel"]))  # type: ignore[call-overload]
-    exact(case, "depthwise-separable", settings={"multiplier": taps})
 
 
 def test_full_rank_stays_exact_on_data() -> None:

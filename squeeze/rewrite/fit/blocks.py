@@ -16,7 +16,7 @@ import onnx_ir as ir
 from squeeze.calibrate.stats import Columns, Products, Stats, Window
 from squeeze.rewrite.build import Fragment, attach, settle
 from squeeze.rewrite.fit import forms, match, read
-from squeeze.rewrite.fit.forms import Form
+from squeeze.rewrite.fit.forms import SWEEPS, Form
 from squeeze.rewrite.fit.match import Clamp, Fitted, dense, fit
 from squeeze.rewrite.fit.read import Chain, Structure
 from squeeze.rewrite.fit.waves import few_rows, kept_samples
@@ -214,8 +214,10 @@ class BlockTask:
         self.few = few_rows(stats, self._width)
         _, bias = folded(self.site)
         if self.begun.structure is not None and self.begun.form is not None:
-            form = self._start(stats)
-            self.fitted = fit(form, stats, held, self.clamp, bias=bias)
+            form = self._best_rank(stats)
+            sweeps = SWEEPS if form is None else 0  # nothing is better than the best
+            form = form or self.begun.form
+            self.fitted = fit(form, stats, held, self.clamp, sweeps=sweeps, bias=bias)
             arrays = self.begun.structure.arrays(self.fitted.form, self.fitted.bias)
         else:
             assert self.begun.chain is not None
@@ -225,14 +227,14 @@ class BlockTask:
             arrays = _last_arrays(last.nodes[0], self.fitted)
         read.write(arrays)
 
-    def _start(self, stats: Stats) -> Form:
+    def _best_rank(self, stats: Stats) -> Form | None:
         """The best kernel of the rank, where one convolution and a 1×1 share it."""
         form = self.begun.form
-        assert form is not None and self.begun.chain is not None
+        assert form is not None
         first = form.factors[0]
         full = min(self.site.cout, self._width)
         if form.spec != "gnl,ogn->ogl" or len(first) > 1 or first.shape[1] >= full:
-            return form
+            return None
         weight, _ = folded(self.site)
         target = match.target_of(stats, self._width)
         flat = weight.reshape(len(weight), -1)

@@ -14,12 +14,14 @@ from math import prod
 
 import numpy as np
 
-from squeeze.rewrite.fit.solve import RIDGE, solve
+from squeeze.rewrite.fit.solve import RIDGE, damping, solve
 
 Array = np.ndarray
 SWEEPS = 6  # of all factors; the error falls by under 2 % a sweep from there on
 STEPS = 12  # of conjugate gradients per factor: a sweep later it is refined again
 WORK = 4e11  # MACs per site that sweeps may take: some seconds
+# structures whose last factor reads inputs of its own, so that nothing (F, D) is needed
+READ_APART = ("gnl,ogn->ogl", "gnc,gonk->gock", "gh,god->gohd")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,37 @@ class Form:
             factors[index] = factor
         made = np.einsum(self.spec, *factors, optimize=True)
         return np.asarray(made.reshape(prod(made.shape[: self.rows]), -1))
+
+    def read(self, matrix: Array, group: slice = slice(None)) -> Array:
+        """What the last factor combines, of columns (D, M): (groups, F, M).
+
+        One group, where every output combines all of it. `kernel() @ matrix` is the
+        last factor times this.
+        """
+        first = self.factors[0]
+        columns = matrix.shape[1]
+        if self.spec == "gnl,ogn->ogl":
+            parts = matrix.reshape(len(first), -1, columns)
+            return np.asarray(np.matmul(first, parts).reshape(1, -1, columns))
+        if self.spec == "gnc,gonk->gock":
+            picked = first[group].reshape(-1, first.shape[2])
+            made = picked @ matrix.reshape(first.shape[2], -1)
+            return np.asarray(made.reshape(-1, self.factors[1][0, 0].size, columns))
+        if self.spec == "gh,god->gohd":
+            return np.asarray(matrix.reshape(len(first), -1, columns)[group])
+        if len(self.factors) == 1:
+            return matrix[None]
+        shape = self.factors[-1].shape[1:]
+        eye = np.eye(prod(shape)).reshape(-1, *shape)
+        return np.asarray(self.kernel(-1, eye) @ matrix)[None]
+
+    def times(self, matrix: Array) -> Array:
+        """`kernel() @ matrix`: (O, M) for (D, M), the short way."""
+        if self.spec not in READ_APART:
+            return np.asarray(self.kernel() @ matrix)
+        read = self.read(matrix)
+        last = self.factors[-1].reshape(len(read), -1, read.shape[1])
+        return np.asarray(np.matmul(last, read).reshape(-1, matrix.shape[1]))
 
     def gradient(self, index: int, kernel: Array) -> Array:
         """What a change of the kernel (O, C·K) is for one factor: the adjoint."""
@@ -169,16 +202,21 @@ class Target:
 
 
 def fit_last(form: Form, target: Target, ridge: float = RIDGE) -> Form:
-    """Least squares of the last factor, damped towards where it is."""
-    if form.labels[-1][0] != "o":
-        steps = STEPS if not form.fixed else 8 * STEPS  # alone, it must converge here
-        return descend(form, len(form.factors) - 1, target, steps, ridge)
-    last = form.factors[-1]
-    width = last[0].size
-    features = form.kernel(-1, np.eye(width).reshape(width, *last.shape[1:]))
-    left = features @ (target.cross - target.inputs @ form.kernel().T)
-    step = solve(features @ target.inputs @ features.T, left, ridge).T
-    return form.with_factor(len(form.factors) - 1, last + step.reshape(last.shape))
+    """Least squares of the last factor, damped towards where it is, group by group."""
+    read = form.read(target.inputs)
+    groups = len(read)
+    last = form.factors[-1].reshape(groups, -1, read.shape[1])
+    targets = target.cross.reshape(len(target.cross), groups, -1)
+    steps = []
+    for index in range(groups):
+        one = slice(index, index + 1)
+        gram = form.read(read[index].T, one)[0]
+        right = form.read(targets[:, index], one)[0] - gram @ last[index].T
+        steps.append(solve(gram, right, ridge).T)
+    shape = form.factors[-1].shape
+    return form.with_factor(
+        len(form.factors) - 1, (last + np.stack(steps)).reshape(shape)
+    )
 
 
 def descend(
@@ -186,7 +224,7 @@ def descend(
 ) -> Form:
     """Conjugate gradients on one factor's normal equations, from where it is."""
     normal = _normal(form, index, target)
-    rest = target.cross.T - form.kernel() @ target.inputs
+    rest = target.cross.T - form.times(target.inputs)
     residual = form.gradient(index, rest)
     probe = residual
     scale = float(np.vdot(probe, normal(probe)) / max(np.vdot(probe, probe), 1e-300))
@@ -218,7 +256,7 @@ def _normal(form: Form, index: int, target: Target) -> Callable[[Array], Array]:
 
         return blockwise
     return lambda factor: form.gradient(
-        index, form.kernel(index, factor) @ target.inputs
+        index, form.with_factor(index, factor).times(target.inputs)
     )
 
 
@@ -227,11 +265,12 @@ def work(form: Form) -> float:
     kernel = form.shape()
     out = prod(kernel[: form.rows])
     width = prod(kernel[form.rows :])
-    cheap = form.spec == "gnl,ogn->ogl"
-    inner = form.factors[0].size * width if cheap else out * width**2
-    return float(
-        STEPS * inner * (len(form.factors) - 1) + form.factors[-1][0].size * width**2
-    )
+    first = form.factors[0]
+    if form.spec in READ_APART:
+        read = inner = first.size * width // first.shape[-1] * width
+    else:
+        read, inner = form.factors[-1][0].size * width**2, out * width**2
+    return float(STEPS * inner * (len(form.factors) - 1) + read)
 
 
 def sweep(
@@ -245,6 +284,28 @@ def sweep(
             form = descend(form, index, target, ridge=ridge)
         form = fit_last(form, target, ridge)
     return form
+
+
+def nested_errors(form: Form, target: Target, ridge: float = RIDGE) -> Array:
+    """(ranks,) relative errors of the first 1, 2, … ranks, the last factor refitted.
+
+    The last factor is (O, rank, …). One Cholesky factor serves all: that of the first
+    features is its leading part, and each row of L⁻¹R is what a feature adds.
+    """
+    read = form.read(target.inputs)[0]
+    gram = form.read(read.T)[0]
+    right = form.read(target.cross)[0]
+    lower = np.linalg.cholesky(gram + damping(gram, ridge) * np.eye(len(gram)))
+    gained = np.square(np.linalg.solve(lower, right)).sum(1)
+    ranks = form.factors[-1].shape[1]
+    kept = gained.reshape(ranks, -1).sum(1).cumsum()
+    return np.asarray(np.maximum(1 - kept / max(target.spread, 1e-300), 0.0))
+
+
+def tail(spectrum: Array, rank: int) -> float:
+    """Share of a spectrum behind its first ranks."""
+    total = spectrum.sum()
+    return float(spectrum[rank:].sum() / total) if total > 0 else 0.0
 
 
 def output_pca(

@@ -358,17 +358,36 @@ class Scale:
 
     def error(self, cut: Cut) -> float:
         """Relative squared error of the outputs; of the weights without data."""
-        if cut.method == "pca":
-            spectrum = self.spectra("pca")[0]
-            total = spectrum.sum()
-            return float(spectrum[cut.ranks[0] :].sum() / total) if total > 0 else 0.0
-        form = kernel_form(self.weight, cut)
-        if self.target is not None:
-            fitted = forms.fit_last(form, self.target)
-            return self.target.error(fitted.kernel())
-        flat = self.weight.reshape(len(self.weight), -1)
-        size = np.square(flat).sum()
-        return float(np.square(flat - form.kernel()).sum() / size) if size > 0 else 0.0
+        if cut.method == "pca" or (self.target is None and cut.method != "tucker"):
+            return forms.tail(self.spectra(cut.method)[0], cut.ranks[0])
+        if self.target is None:
+            return 1 - float(self._core_energy()[tuple(r - 1 for r in cut.ranks)])
+        if cut.method == "spatial":
+            return float(self._spatial_errors(self.target)[cut.ranks[0] - 1])
+        form = forms.fit_last(kernel_form(self.weight, cut), self.target)
+        return self.target.error(form.kernel())
+
+    def _core_energy(self) -> Array:
+        """Share of the weights' energy that a Tucker core of each size holds."""
+        if "core" not in self.known:
+            full = self.layer.full("tucker")
+            core = forms.tucker(self.weight, *full).factors[1]  # (out, in, taps)
+            energy = np.square(core).sum(2).T.cumsum(0).cumsum(1)
+            self.known["core"] = [energy / max(energy[-1, -1], 1e-300)]
+        return self.known["core"][0]
+
+    def _spatial_errors(self, target: Target) -> Array:
+        """After least squares of the horizontal part, at every rank that may pay."""
+        if "errors" not in self.known:
+            out, cin, high, wide = self.weight.shape
+            most = min(
+                self.layer.full("spatial")[0],
+                high * wide * out * cin // (high * cin + wide * out) + 1,
+            )
+            form = forms.spatial(self.weight, most)
+            self.known["errors"] = [forms.nested_errors(form, target)]
+        errors = self.known["errors"][0]
+        return np.pad(errors, (0, self.layer.full("spatial")[0] - len(errors)), "edge")
 
 
 def _step(method: str, round_to: int) -> int:

@@ -121,11 +121,11 @@ def _behind(
     assert stats.sample is not None
     form = best.form
     width = form.kernel().shape[1]
-    features = _features(form)
-    rows = stats.sample.matrix.astype(np.float64)
-    if features is None or len(rows) < 2 * len(features):
+    rows = stats.sample.matrix
+    if form.rows > 1 or len(rows) < 2 * form.factors[-1][0].size:
         return []
-    x, wanted = rows[:, :width] @ features.T, rows[:, width:]
+    x = form.read(rows[:, :width].astype(np.float64).T)[0].T
+    wanted = rows[:, width:].astype(np.float64)
     mean = x.mean(0)
     centred = x - mean
     gram = centred.T @ centred / len(rows)
@@ -140,15 +140,6 @@ def _behind(
     made = form.with_factor(len(form.factors) - 1, shaped)
     error = judge(Affine(made.kernel(), bias))
     return [Fitted(made, bias, error, "least squares behind the activation")]
-
-
-def _features(form: Form) -> Array | None:
-    """(F, D): what the last factor reads, as combinations of x."""
-    if form.labels[-1][0] != "o":
-        return None
-    last = form.factors[-1]
-    width = last[0].size
-    return form.kernel(-1, np.eye(width).reshape(width, *last.shape[1:]))
 
 
 def dense(weight: Array, groups: int = 1) -> Form:

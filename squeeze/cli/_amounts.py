@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from squeeze.rewrite.prune import Samples
+    from squeeze.rewrite.samples import Samples
 
 F = TypeVar("F", bound=Callable[..., Any])
 PREFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -122,7 +122,7 @@ def looking_at_data(function: F) -> F:
 def samples(given: Mapping[str, Any]) -> Samples:
     """`rewrite.prune.Samples` from the options of `looking_at_data`."""
     from squeeze.cli._options import images
-    from squeeze.rewrite.prune import Samples
+    from squeeze.rewrite.samples import Samples
 
     return Samples(given["data"], given["eval_data"], given["samples"], images())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from squeeze.report.table import SCHEMA, Column, Table
 
 if TYPE_CHECKING:
     from squeeze.recover.options import Score

@@ -52,11 +52,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to score units; `threshold` says what `--threshold` compares."""
+    """A way to score units; `predicts_error`: scores are shares of the next layers'
+    outputs, so that those of different layers can be weighed by what they do.
+    """
 
     score: Callable[[Context], Array]
     needs_data: bool
     source: str
+    predicts_error: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,8 +315,13 @@ TABLE: dict[str, Criterion] = {
     ),
     "l1": Criterion(_norm(1), False, "weights' L1 norm, Li et al. 2017"),
     "l2": Criterion(_norm(2), False, "weights' L2 norm, He et al. 2018"),
-    "energy": Criterion(_energy, True, "rms activation × norm of the next weights"),
+    "energy": Criterion(
+        _energy, True, "rms activation × norm of the next weights", True
+    ),
     "reconstruction": Criterion(
-        _reconstruction, True, "what a refit can't repair; ThiNet, Luo et al. 2017"
+        _reconstruction,
+        True,
+        "what a refit can't repair; ThiNet, Luo et al. 2017",
+        True,
     ),
 }

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from squeeze import model as models
-from squeeze.calibrate.data import Data, Images, Split, open_data, split
+from squeeze.calibrate.data import Data, Split
 from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
 from squeeze.measure import latency
-from squeeze.measure.fidelity import Fidelity, held_out
 from squeeze.rewrite import criteria
 from squeeze.rewrite.channels import changes as views
 from squeeze.rewrite.channels import choose, prepare, trace
@@ -26,12 +24,13 @@ from squeeze.rewrite.channels.choose import Cell, Floors
 from squeeze.rewrite.channels.exact import exact, fold_constants
 from squeeze.rewrite.channels.trace import Array, Family, Trace
 from squeeze.rewrite.plan import Change, Outcome, Result, selector
-from squeeze.rewrite.refit import Network, Refitted, refit
+from squeeze.rewrite.refit import Network
 from squeeze.rewrite.run import Options, run
+from squeeze.rewrite.samples import Removing, Samples
+from squeeze.rewrite.sensitivity import weighted
 from squeeze.shapes import Shapes
 
 LATENCY_TRIALS = 7
-SAMPLES = 512
 MAX_ROUNDS = 100
 
 Between = Callable[[ir.Model], ir.Model]
@@ -48,42 +47,6 @@ class Limit:
         return (
             float(self.value * Fraction(whole)) if self.is_share else float(self.value)
         )
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Data to look at and refit on, and how much of it."""
-
-    data: str | Path | Mapping[str, Any] | None = None
-    evaluation: str | Path | None = None
-    count: int | None = None
-    images: Images | None = None
-
-    def open(
-        self,
-        model: ir.Model,
-        shapes: Shapes,
-        seed: int,
-        counting: bool = False,
-        training: bool = False,
-    ) -> Split | None:
-        """Calibration and evaluation; to count exactly, all of the data is both.
-
-        What trains as well needs samples of its own to be judged by.
-        """
-        if self.data is None:
-            return None
-        found = open_data(self.data, model, shapes, self.images)
-        count = self.count or (len(found) if counting else SAMPLES)
-        if counting and self.count is None and not training:
-            text = (
-                f"all {len(found)} samples of {found.name}, nothing is fitted to them"
-            )
-            return Split(found, found, text)
-        held = None
-        if self.evaluation is not None:
-            held = open_data(self.evaluation, model, shapes, self.images)
-        return split(found, count, seed, held)
 
 
 @dataclass(frozen=True)
@@ -142,7 +105,8 @@ def prune(
     if not isinstance(model, ir.Model):
         model = models.load(Path(model))
     trains = between is not None or options.train is not None
-    state = _State(plan, samples, options.seed, None, between, trains)
+    samples = replace(samples, training=trains)
+    state = _Channels(samples, options.seed, plan=plan, between=between)
     return run(model, state.transform, options, state.fidelity)
 
 
@@ -155,7 +119,8 @@ def transform(
     model: ir.Model, shapes: Shapes, plan: Plan, data: Data, seed: int = 0
 ) -> Outcome:
     """Prune a model in memory, fitted to `data`: a step of another rewrite."""
-    return _State(plan, Samples(), seed, Split(data, data, "")).transform(model, shapes)
+    state = _Channels(Samples(), seed, Split(data, data, ""), plan=plan)
+    return state.transform(model, shapes)
 
 
 def _checked(plan: Plan, samples: Samples) -> Plan:
@@ -180,62 +145,50 @@ def _checked(plan: Plan, samples: Samples) -> Plan:
     return plan
 
 
-@dataclass
-class _State:
+@dataclass(kw_only=True)
+class _Channels(Removing):
     """One pruning: what `run` calls back into."""
 
     plan: Plan
-    samples: Samples
-    seed: int
-    split: Split | None = None
     between: Between | None = None
-    trains: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    def fidelity(self, before: Path, after: Path) -> Fidelity | None:
-        if self.split is None:
-            return None
-        return held_out(self.split.evaluation, self.split.described)(before, after)
 
     def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
-        if self.split is None:
-            self.split = self.samples.open(
-                model, shapes, self.seed, self._exactly, self.trains
-            )
+        self.open(model, shapes, self._exactly)
         prepared = prepare(model, shapes)
         original = Network(prepared.model.clone(), prepared.shapes)
         found = trace(prepared, self.plan.attention)
-        goal = self._goal(found, model)
+        goal = self._goal(found)
+        reason = selector(self.plan.only, self.plan.skip)
         all_changes: list[Change] = []
         masks: dict[str, Array] = {}
-        undistorted = model
         for number in range(self._rounds):
+            before = model
             if number:
-                undistorted, model = model, self._between(model, number)
-                if self.between is not None:
+                model = self._between(model, number)
+                if self.between is not None:  # what was trained is what to repair to
                     original, masks = Network(model.clone(), shapes), {}
                 elif self.plan.distort:
-                    self._repair(original, Network(model, shapes), all_changes, masks)
+                    self.repair(
+                        original, Network(model, shapes), masks, self.plan.refit
+                    )
                 found = trace(prepare(model, shapes), self.plan.attention)
             keep = goal(found)
-            if number and keep.all():
-                if self.between is None:
-                    model = undistorted  # nothing came of the distortion
+            if keep.all() and number and self.between is None:
+                model = before  # nothing came of the distortion
                 break
-            reason = selector(self.plan.only, self.plan.skip)
             shapes, changes, kept = views.apply(found, keep, "prune", reason)
             masks = _composed(masks, kept) if masks else kept
             all_changes = views.merged(all_changes, changes) if number else changes
-            if self._refits(keep):
-                all_changes = self._repair(
-                    original, Network(model, shapes), all_changes, masks
-                )
-            if keep.all() and not self.plan.distort and self.between is None:
+            still = not self.plan.distort and self.between is None
+            if keep.all() and (number or still):
                 break
+            if not keep.all() and (not self._exactly or self.plan.distort):
+                now = Network(model, shapes)
+                self.repair(original, now, masks, self.plan.refit)
         if self.between is not None and not keep.all():
             model = self.between(model)
-        self._report(found, all_changes, original, Network(model, shapes))
-        return Outcome(model, all_changes, self.notes)
+        self._report(found, original, Network(model, shapes))
+        return Outcome(model, self.told(all_changes), self.notes)
 
     def _between(self, model: ir.Model, number: int) -> ir.Model:
         """The model with which the next round starts: distorted, trained."""
@@ -256,7 +209,7 @@ class _State:
 
     # -- what goes -----------------------------------------------------------------
 
-    def _goal(self, found: Trace, model: ir.Model) -> Callable[[Trace], Array]:
+    def _goal(self, found: Trace) -> Callable[[Trace], Array]:
         """A function from a trace to the mask of what stays."""
         plan = self.plan
         if plan.threshold is not None and plan.criterion == "activations":
@@ -280,12 +233,8 @@ class _State:
         """Families that --only and --skip leave: a family goes whole or not at all."""
         return choose.selected(found, selector(self.plan.only, self.plan.skip))
 
-    def _context(self, found: Trace) -> criteria.Context:
-        data = self.split.calibration if self.split else None
-        return criteria.Context(found, found.model, found.shapes, data, self.seed)
-
     def _scores(self, found: Trace) -> Array:
-        return criteria.TABLE[self.plan.criterion].score(self._context(found))
+        return criteria.TABLE[self.plan.criterion].score(self.context(found))
 
     def _only_these(self, found: Trace, keep: Array, scores: Array) -> Array:
         """Undo what lies outside the chosen families or below the floors."""
@@ -311,16 +260,16 @@ class _State:
 
         At 0 only what changes no output: see `channels.exact`.
         """
-        assert self.split is not None
+        assert self.data is not None
         assert self.plan.threshold is not None
         limit = self.plan.threshold
         if self._exactly:
-            safe = exact(found, self.split.calibration)
+            safe = exact(found, self.data)
             scores = (~safe.removable).astype(float)
             keep = self._only_these(found, ~safe.removable, scores)
             fold_constants(found, keep, safe)
             return keep
-        context = self._context(found)
+        context = self.context(found)
         counts = (criteria.shares if limit.is_share else criteria.counts)(context)
         return self._only_these(found, counts > float(limit.value), counts)
 
@@ -344,10 +293,23 @@ class _State:
             keep[family.units] = values >= limit
         return self._only_these(found, keep, scores)
 
+    @property
+    def _weighs(self) -> bool:
+        """Whether layers count by what silencing them does to the outputs.
+
+        That tells little of what a refit leaves: with one, shares of each layer's own
+        outputs lose less (cifar10_cnn at half of its MACs: 1 point against 8).
+        """
+        predicts = criteria.TABLE[self.plan.criterion].predicts_error
+        return predicts and self.data is not None and not self.plan.refit
+
     def _to_target(self, found: Trace) -> Array:
         plan, scores = self.plan, self._scores(found)
         saved = choose.savings(found)
         families = self._families(found)
+        if self._weighs:
+            assert self.data is not None
+            scores = weighted(found, families, scores, self.data)
 
         def reach(measure: choose.Measure, goal: float) -> Array | None:
             return choose.to_target(
@@ -405,31 +367,6 @@ class _State:
             raise SqueezeError("--latency: pruning alone can't reach this here")
         return best
 
-    # -- repair --------------------------------------------------------------------
-
-    def _refits(self, keep: Array) -> bool:
-        if keep.all():
-            return False
-        if self._exactly:
-            return self.plan.distort > 0
-        if self.split is None and self.plan.refit:
-            self.notes.append(
-                "no --data: nothing was refitted, expect the accuracy to fall; pass "
-                "--data (no labels needed), or train the result (squeeze distill)"
-            )
-        return self.plan.refit and self.split is not None
-
-    def _repair(
-        self,
-        original: Network,
-        shrunken: Network,
-        changes: list[Change],
-        masks: Mapping[str, Array],
-    ) -> list[Change]:
-        assert self.split is not None
-        done = refit(original, shrunken, masks, self.split.calibration, self.seed)
-        return with_errors(changes, done)
-
     def _distort(self, model: ir.Model, number: int) -> None:
         """Perturb weights by rand(shape)·(1 − var(weights)) (thesis §2.2.2)."""
         rng = np.random.default_rng([self.seed, number])
@@ -448,15 +385,13 @@ class _State:
 
     # -- what to tell ---------------------------------------------------------------
 
-    def _report(
-        self, found: Trace, changes: list[Change], before: Network, after: Network
-    ) -> None:
+    def _report(self, found: Trace, before: Network, after: Network) -> None:
         if self._exactly and not self.plan.distort and self.between is None:
-            assert self.split is not None
-            worst = difference(before, after, self.split.calibration)
+            assert self.data is not None
+            worst = difference(before, after, self.data)
             self.notes.append(
-                f"largest difference of an output on the {len(self.split.calibration)} "
-                f"samples: {worst:.2g}"
+                f"largest difference of an output on the {len(self.data)} samples: "
+                f"{worst:.2g}"
             )
         elif found.inexact.any():
             self.notes.append("statistics over channels (normalisation) shift a little")
@@ -491,19 +426,6 @@ def _composed(
             whole[np.flatnonzero(mask)] = second[name]
         result[name] = whole
     return result
-
-
-def with_errors(changes: Sequence[Change], done: Sequence[Refitted]) -> list[Change]:
-    """Changes with the errors that a refit left."""
-    errors = {r.layer: r for r in done}
-    return [_with_error(c, errors.get(c.site)) for c in changes]
-
-
-def _with_error(change: Change, found: Refitted | None) -> Change:
-    if found is None:
-        return change
-    details = {**change.details, "error_before_refit": found.before}
-    return replace(change, fit_error=found.after, details=details)
 
 
 def difference(before: Network, after: Network, data: Data) -> float:

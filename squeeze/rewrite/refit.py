@@ -3,7 +3,10 @@
 Layer by layer in the graph's order: inputs from the shrunken network as it is by then,
 targets from the original (Zhang et al. 2015, §3.3; He et al. 2017). Where a layer ends
 in a residual sum, the target is the original sum less the shrunken skip, so that every
-block repairs the stream. Layers without a closed form get their mean back.
+block repairs the stream. What has no closed form (depthwise, grouped and transposed
+convolutions, normalisation over channels) gets the mean and the spread of its outputs
+back instead, channel by channel: bias correction (Nagel et al. 2019, §4.2) and the
+rescaling of REPAIR (Jordan et al. 2023, §3).
 """
 
 from __future__ import annotations
@@ -15,13 +18,31 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.calibrate.data import Data
-from squeeze.calibrate.stats import Collector, Columns, Products, Stats, Wanted
-from squeeze.model import add_initializer, node_name
+from squeeze.calibrate.stats import (
+    Collector,
+    Columns,
+    Moments,
+    Products,
+    Stats,
+    Wanted,
+)
+from squeeze.model import node_name
+from squeeze.rewrite.affine import (
+    affine_axis,
+    bias_place,
+    bias_values,
+    rescale,
+    store,
+    why_not,
+)
 from squeeze.rewrite.channels.trace import Array
 from squeeze.rewrite.criteria import GRAM_COLUMNS, columns_of, matrix
 from squeeze.rewrite.fit.solve import Affine, regress_towards
 from squeeze.shapes import Shapes
 
+SQUARES = "least squares"
+MOMENTS = "mean and spread"
+MOST_SCALE = 8.0  # times that a channel's spread is stretched at most
 PASSES = 8  # a pass over the data is shared by layers that come one after the other
 HELD_OUT = 5  # every fifth sample tells whether a refit generalises
 
@@ -38,13 +59,19 @@ class Network:
 class Layer:
     """A layer of the shrunken model to refit: `kept` outputs of the original's.
 
-    `total` and `skip` name the residual sum it ends in, if it does.
+    `total` and `skip` name the residual sum it ends in, if it does. `how` is SQUARES,
+    MOMENTS, or why nothing can be done.
     """
 
     node: ir.Node
     kept: Array
+    how: str = SQUARES
     total: str | None = None
     skip: str | None = None
+
+    @property
+    def name(self) -> str:
+        return node_name(self.node)
 
     @property
     def output(self) -> str:
@@ -52,12 +79,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Refitted:
-    """Relative squared errors of a layer's outputs on held-out rows."""
+class Repaired:
+    """A layer whose inputs changed, and how it was repaired.
+
+    `how` is SQUARES, MOMENTS, or why nothing could be done. For SQUARES, the relative
+    squared errors of its outputs on held-out rows before and after.
+    """
 
     layer: str
-    before: float
-    after: float
+    how: str
+    before: float | None = None
+    after: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.how in (SQUARES, MOMENTS)
 
 
 def refit(
@@ -67,19 +103,21 @@ def refit(
     data: Data,
     seed: int = 0,
     passes: int = PASSES,
-) -> list[Refitted]:
-    """Refit `shrunken.model` in place; `kept` masks the output channels by layer name.
+    squares: bool = True,
+) -> list[Repaired]:
+    """Repair `shrunken.model` in place; `kept` masks the output channels by layer name.
 
-    Needs both models to have the same value names. Returns one entry per layer.
+    Needs both models to have the same value names. Without `squares` no layer is
+    refitted: all get their mean and spread back. Returns one entry per layer whose
+    inputs changed.
     """
-    layers = list(_layers(shrunken, kept))
-    results: list[Refitted] = []
-    for wave in _waves(layers, passes):
-        wanted = {node_name(layer.node): _request(layer) for layer in wave}
+    layers = list(_layers(shrunken, kept, squares))
+    results = [Repaired(one.name, one.how) for one in layers if not _is_repair(one)]
+    for wave in _waves([one for one in layers if _is_repair(one)], passes):
         collector = Collector(
             shrunken.model,
             shrunken.shapes,
-            wanted,
+            {key: wanted for one in wave for key, wanted in _requests(one)},
             others=[(original.model, original.shapes)],
             seed=seed,
         )
@@ -88,9 +126,13 @@ def refit(
         fitting = collector.over(data.take(index[~told]))
         judging = collector.over(data.take(index[told])) if told.any() else fitting
         for layer in wave:
-            name = node_name(layer.node)
-            results.append(_solve(shrunken.model, layer, fitting[name], judging[name]))
+            repair = _solve if layer.how == SQUARES else _restore
+            results.append(repair(shrunken.model, layer, fitting, judging))
     return results
+
+
+def _is_repair(layer: Layer) -> bool:
+    return layer.how in (SQUARES, MOMENTS)
 
 
 def _waves(layers: Sequence[Layer], passes: int) -> Iterator[Sequence[Layer]]:
@@ -99,8 +141,8 @@ def _waves(layers: Sequence[Layer], passes: int) -> Iterator[Sequence[Layer]]:
         yield layers[start : start + size]
 
 
-def _layers(net: Network, kept: Mapping[str, Array]) -> Iterator[Layer]:
-    """Linear layers whose inputs changed, in the graph's order."""
+def _layers(net: Network, kept: Mapping[str, Array], squares: bool) -> Iterator[Layer]:
+    """Layers whose inputs changed, in the graph's order."""
     changed: set[ir.Value] = set()
     for node in net.model.graph:
         touched = any(v in changed for v in node.inputs if v is not None)
@@ -108,12 +150,15 @@ def _layers(net: Network, kept: Mapping[str, Array]) -> Iterator[Layer]:
         shrunk = name in kept and not kept[name].all()
         if touched or shrunk:
             changed.update(node.outputs)
-        weight = matrix(node)
-        if not touched or weight is None or name not in kept:
+        if not touched or name not in kept:
             continue
-        if sum(weight.shape) <= GRAM_COLUMNS:
+        weight = matrix(node)
+        if squares and weight is not None and sum(weight.shape) <= GRAM_COLUMNS:
             total, skip = _residual(node, net.shapes)
-            yield Layer(node, kept[name], total, skip)
+            yield Layer(node, kept[name], SQUARES, total, skip)
+        else:
+            why = why_not(node, int(kept[name].sum()))
+            yield Layer(node, kept[name], why or MOMENTS)
 
 
 def _residual(node: ir.Node, shapes: Shapes) -> tuple[str | None, str | None]:
@@ -147,7 +192,20 @@ def _comes_after(value: ir.Value, node: ir.Node) -> bool:
     return False
 
 
-def _request(layer: Layer) -> Wanted:
+def _requests(layer: Layer) -> Iterator[tuple[str, Wanted]]:
+    """What a layer's repair needs to know, by name."""
+    if layer.how == SQUARES:
+        yield layer.name, _rows(layer)
+        return
+    axis = affine_axis(layer.node)
+    for model, what in enumerate(("now", "then")):
+        yield (
+            f"{layer.name}/{what}",
+            Moments(layer.output, axis, ("sum", "square"), model),
+        )
+
+
+def _rows(layer: Layer) -> Products:
     """Rows [inputs, shrunken | outputs, original | skip, shrunken]."""
     source = layer.node.inputs[0]
     assert source is not None
@@ -181,104 +239,47 @@ def _targets(layer: Layer, stats: Stats, width: int) -> Stats:
     )
 
 
-def _solve(model: ir.Model, layer: Layer, fitting: Stats, judging: Stats) -> Refitted:
+def _solve(
+    model: ir.Model,
+    layer: Layer,
+    fitting: Mapping[str, Stats],
+    judging: Mapping[str, Stats],
+) -> Repaired:
     weight = matrix(layer.node)
     assert weight is not None
     width = weight.shape[1]
-    place = _bias(layer.node)
-    one, two = (_targets(layer, s, width) for s in (fitting, judging))
+    place = bias_place(layer.node)
+    one, two = (_targets(layer, s[layer.name], width) for s in (fitting, judging))
     if place is None:  # nowhere to put a bias: fit through the origin
         one, two = (_uncentred(s) for s in (one, two))
-    bias = _bias_values(place, len(weight))
+    bias = bias_values(place, len(weight))
     start = Affine(weight, bias)
     trial = regress_towards(one, width, weight)
     before, after = start.error(two), trial.error(two)
     if after >= before:
-        return Refitted(node_name(layer.node), before, before)
-    _store(model, layer.node, regress_towards(one + two, width, weight), place)
-    return Refitted(node_name(layer.node), before, after)
+        return Repaired(layer.name, SQUARES, before, before)
+    store(model, layer.node, regress_towards(one + two, width, weight), place)
+    return Repaired(layer.name, SQUARES, before, after)
+
+
+def _restore(
+    model: ir.Model,
+    layer: Layer,
+    fitting: Mapping[str, Stats],
+    judging: Mapping[str, Stats],
+) -> Repaired:
+    """Give every output channel its mean and spread back."""
+    now, then = (
+        fitting[key] if fitting is judging else fitting[key] + judging[key]
+        for key in (f"{layer.name}/now", f"{layer.name}/then")
+    )
+    then = then.columns(np.flatnonzero(layer.kept))
+    spread, goal = np.sqrt(now.variance), np.sqrt(then.variance)
+    live = spread > goal / MOST_SCALE  # what hardly varies is no channel to stretch
+    scale = np.where(live, goal / np.where(live, spread, 1), 1.0)
+    rescale(model, layer.node, scale, then.mean - scale * now.mean)
+    return Repaired(layer.name, MOMENTS)
 
 
 def _uncentred(stats: Stats) -> Stats:
     return Stats(stats.count, {**stats.sums, "sum": np.zeros_like(stats.sums["sum"])})
-
-
-# -- where weights and biases lie ---------------------------------------------------
-
-Place = tuple[ir.Node, int]
-
-
-def _bias(node: ir.Node) -> Place | None:
-    """The (node, input) that holds a layer's bias, present or not; None without one.
-
-    A MatMul's is the constant of the Add behind it.
-    """
-    if node.op_type == "Conv":
-        return node, 2
-    if node.op_type == "Gemm":
-        given = node.inputs[2] if len(node.inputs) > 2 else None
-        if given is None or (given.const_value is not None and _flat(given)):
-            return node, 2
-        return None
-    users = tuple(node.outputs[0].uses())
-    if len(users) == 1 and users[0][0].op_type == "Add":
-        user, index = users[0]
-        other = user.inputs[1 - index]
-        if other is not None and other.const_value is not None and _flat(other):
-            return user, 1 - index
-    return None
-
-
-def _flat(value: ir.Value) -> bool:
-    """Whether a constant is one number per output."""
-    assert value.const_value is not None
-    shape = value.const_value.shape.numpy()
-    return len(shape) > 0 and int(np.prod(shape)) == shape[-1]
-
-
-def _bias_values(place: Place | None, count: int) -> Array:
-    if place is None or place[0].op_type == "Add":
-        return np.zeros(count)  # an Add behind the layer is no part of its output
-    node, index = place
-    value = node.inputs[index] if len(node.inputs) > index else None
-    if value is None or value.const_value is None:
-        return np.zeros(count)
-    array = value.const_value.numpy().astype(np.float64).reshape(-1)
-    return np.broadcast_to(array, (count,)).copy()
-
-
-def _store(model: ir.Model, node: ir.Node, fitted: Affine, place: Place | None) -> None:
-    value = node.inputs[1]
-    assert value is not None
-    assert value.const_value is not None
-    old = value.const_value.numpy()
-    transposed = node.op_type == "MatMul" or (
-        node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
-    )
-    new = fitted.weight.T if transposed else fitted.weight
-    _set(model, node, 1, np.ascontiguousarray(new.reshape(old.shape)).astype(old.dtype))
-    if place is None:
-        return
-    user, index = place
-    bias = fitted.bias
-    if user.op_type == "Add":
-        other = user.inputs[index]
-        assert other is not None
-        assert other.const_value is not None
-        array = other.const_value.numpy()
-        bias = array + bias.reshape((1,) * (array.ndim - 1) + (-1,))
-    _set(model, user, index, bias.astype(old.dtype))
-
-
-def _set(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
-    """A constant of the node's own: others may share the old one."""
-    graph = model.graph
-    old = node.inputs[index] if len(node.inputs) > index else None
-    name = f"{(old.name if old is not None else None) or node_name(node)}_refit"
-    while name in graph.initializers:
-        name += "_"
-    while len(node.inputs) <= index:
-        node.resize_inputs(len(node.inputs) + 1)
-    node.replace_input_with(index, add_initializer(graph, ir.Tensor(array, name=name)))
-    if old is not None and not old.uses() and old.name in graph.initializers:
-        graph.initializers.pop(old.name or "")

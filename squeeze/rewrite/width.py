@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -13,18 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze import model as models
-from squeeze.calibrate.data import Split
 from squeeze.cost import Totals
 from squeeze.errors import UsageError
-from squeeze.measure.fidelity import Fidelity, held_out
 from squeeze.rewrite import criteria
 from squeeze.rewrite.channels import changes as views
 from squeeze.rewrite.channels import choose, prepare, trace
 from squeeze.rewrite.channels.trace import Array, Trace
 from squeeze.rewrite.plan import Outcome, Result, selector
-from squeeze.rewrite.prune import Samples, with_errors
-from squeeze.rewrite.refit import Network, refit
+from squeeze.rewrite.refit import Network
 from squeeze.rewrite.run import Options, run
+from squeeze.rewrite.samples import Removing, Samples
 from squeeze.shapes import Shapes
 
 Keep = Literal["best", "first"]
@@ -63,7 +61,7 @@ def width(
     options = options or Options()
     if not isinstance(model, ir.Model):
         model = models.load(Path(model))
-    state = _State(plan, samples or Samples(), options.seed)
+    state = _Thinning(samples or Samples(), options.seed, plan=plan)
     return run(model, state.transform, options, state.fidelity)
 
 
@@ -86,22 +84,15 @@ def table(
     return [(plan, width(model, plan, None, trial).after) for plan in plans]
 
 
-@dataclass
-class _State:
-    plan: Width
-    samples: Samples
-    seed: int
-    split: Split | None = None
-    notes: list[str] = field(default_factory=list)
+@dataclass(kw_only=True)
+class _Thinning(Removing):
+    """One thinning: what `run` calls back into."""
 
-    def fidelity(self, before: Path, after: Path) -> Fidelity | None:
-        if self.split is None:
-            return None
-        return held_out(self.split.evaluation, self.split.described)(before, after)
+    plan: Width
 
     def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
         plan = self.plan
-        self.split = self.samples.open(model, shapes, self.seed)
+        self.open(model, shapes)
         prepared = prepare(model, shapes)
         original = Network(prepared.model.clone(), prepared.shapes)
         found = trace(prepared)
@@ -113,23 +104,15 @@ class _State:
         if plan.fresh:
             _draw(model, self.seed)
             self.notes.append("weights are fresh: train the result")
-        elif self.split is not None and plan.refit and not keep.all():
-            data = self.split.calibration
-            done = refit(original, Network(model, after), masks, data, self.seed)
-            changes = with_errors(changes, done)
         elif not keep.all():
-            self.notes.append(
-                "nothing was refitted: expect the accuracy to fall; pass --data (no "
-                "labels needed), or train the result (squeeze distill)"
-            )
-        return Outcome(model, changes, self.notes)
+            self.repair(original, Network(model, after), masks, plan.refit)
+        return Outcome(model, self.told(changes), self.notes)
 
     def _scores(self, found: Trace) -> Array:
         if self.plan.keep == "first" or self.plan.fresh:
             return np.zeros(len(found.root))
-        data = self.split.calibration if self.split else None
-        context = criteria.Context(found, found.model, found.shapes, data, self.seed)
-        return criteria.TABLE["energy" if data is not None else "l2"].score(context)
+        by = "energy" if self.data is not None else "l2"
+        return criteria.TABLE[by].score(self.context(found))
 
 
 def _draw(model: ir.Model, seed: int) -> None:

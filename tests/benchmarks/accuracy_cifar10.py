@@ -37,8 +37,9 @@ def archives(source: Path, folder: Path, samples: int) -> tuple[str, str]:
 
 
 def main() -> None:
-    from squeeze.rewrite.prune import Limit, Plan, Samples, prune
+    from squeeze.rewrite.prune import Limit, Plan, prune
     from squeeze.rewrite.run import Options
+    from squeeze.rewrite.samples import Samples
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = ROOT.parent / "shared" / "data" / "cifar10"

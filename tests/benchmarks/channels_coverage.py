@@ -28,8 +28,9 @@ from squeeze import model as models  # noqa: E402
 from squeeze import profile  # noqa: E402
 from squeeze import shapes as shaping  # noqa: E402
 from squeeze.rewrite.channels import choose, prepare, trace  # noqa: E402
-from squeeze.rewrite.prune import Limit, Plan, Samples, prune  # noqa: E402
+from squeeze.rewrite.prune import Limit, Plan, prune  # noqa: E402
 from squeeze.rewrite.run import Options  # noqa: E402
+from squeeze.rewrite.samples import Samples  # noqa: E402
 from squeeze.rewrite.width import Width, width  # noqa: E402
 from tests.benchmarks import graphs  # noqa: E402
 from tests.rewrite import channels_proof as proof  # noqa: E402

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from squeeze.cli import cli
-from squeeze.rewrite.prune import Limit, Plan, Samples, prune
+from squeeze.rewrite.prune import Limit, Plan, prune
 from squeeze.rewrite.run import Options
+from squeeze.rewrite.samples import Samples
 from tests.builders import SAMPLES, Net, run
 
 ADDER = SAMPLES / "adder_mlp.onnx"

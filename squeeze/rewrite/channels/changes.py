@@ -16,6 +16,8 @@ from squeeze.rewrite.channels.trace import Array, Producer, Trace
 from squeeze.rewrite.plan import Change, Cost
 from squeeze.shapes import Shapes
 
+# their channels lie on the second axis of the output; others' on the last
+FIRST = ("Conv", "ConvTranspose", "GroupNormalization", "LRN")
 Reason = Callable[[str], str | None]
 
 
@@ -36,11 +38,13 @@ def apply(
 ) -> tuple[Shapes, list[Change], dict[str, Array]]:
     """Remove, in place, and report every layer.
 
-    Also returns which output channels of each layer were kept, by its name. `reason`
-    says why a layer was left out by the user, or None.
+    Also returns which output channels of each layer, and of each node that reads a
+    statistic over channels, were kept, by its name. `reason` says why a layer was left
+    out by the user, or None.
     """
     views = list(_views(trace, keep, reason))
-    masks = {node_name(v.node): _kept_outputs(trace, v.node, keep) for v in views}
+    readers = [*(v.node for v in views), *(s.node for s in trace.statistics)]
+    masks = {node_name(n): trace.mask(_outputs(trace, n, None), keep) for n in readers}
     shapes = remove(trace, keep)
     changes = [_change(view, action, shapes) for view in views]
     return shapes, changes, masks
@@ -64,15 +68,11 @@ def _views(trace: Trace, keep: Array, reason: Reason) -> Iterator[LayerView]:
 def _outputs(trace: Trace, node: ir.Node, producer: Producer | None) -> Array:
     """Labels of the axis of a layer's output that holds its channels."""
     axes = trace.axes[node.outputs[0]]
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in FIRST:
         return axes[1]
     if node.op_type in ("Gemm", "MatMul") or producer is None:
-        return axes[-1]
+        return axes[-1] if axes else np.zeros(1, np.int64)
     return axes_of(trace, node, producer.operand)[producer.axis]
-
-
-def _kept_outputs(trace: Trace, node: ir.Node, keep: Array) -> Array:
-    return trace.mask(_outputs(trace, node, None), keep)
 
 
 def _why(trace: Trace, labels: Array, left_out: str | None) -> str:

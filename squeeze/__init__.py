@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from squeeze.budget.gate import check as check
-    from squeeze.cost.profile import Profile as Profile
-    from squeeze.cost.profile import profile as profile
+    from squeeze.cost.layers import Profile as Profile
+    from squeeze.cost.layers import profile as profile
     from squeeze.errors import SqueezeError as SqueezeError
     from squeeze.model import load as load
     from squeeze.model import save as save
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 # public name → module that holds it; imported when first used
 _PUBLIC = {
     "check": "squeeze.budget.gate",
-    "Profile": "squeeze.cost.profile",
+    "Profile": "squeeze.cost.layers",
     "SqueezeError": "squeeze.errors",
     "Options": "squeeze.rewrite.run",
     "Result": "squeeze.rewrite.plan",
     "convert": "squeeze.rewrite.convert",
     "load": "squeeze.model",
-    "profile": "squeeze.cost.profile",
+    "profile": "squeeze.cost.layers",
     "save": "squeeze.model",
 }
 

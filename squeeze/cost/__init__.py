@@ -1,5 +1,5 @@
 """Costs: MACs, FLOPs, parameters, bytes and peak memory of a model."""
 
-from squeeze.cost.profile import Layer, Profile, Totals, profile
+from squeeze.cost.layers import Layer, Profile, Totals, profile
 
 __all__ = ["Layer", "Profile", "Totals", "profile"]

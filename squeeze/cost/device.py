@@ -22,8 +22,8 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from squeeze import rules
+from squeeze.cost.layers import Layer, Profile
 from squeeze.cost.memory import VIEWS, last_uses, value_bytes
-from squeeze.cost.profile import Layer, Profile
 from squeeze.errors import RuleError, nearest
 from squeeze.model import node_name
 from squeeze.shapes import Shapes

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 
 from squeeze import session
-from squeeze.cost.profile import Profile
+from squeeze.cost.layers import Profile
 from squeeze.errors import SqueezeError
 from squeeze.measure.latency import Candidate, Progress, Settings, placement
 from squeeze.model import node_name

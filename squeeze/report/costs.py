@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from squeeze.cost.device import Prediction
-from squeeze.cost.profile import Layer, Profile, Totals
+from squeeze.cost.layers import Layer, Profile, Totals
 from squeeze.report import devices
 from squeeze.report.table import (
     SCHEMA,

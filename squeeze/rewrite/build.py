@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import onnx_ir as ir
 
-from squeeze.cost.profile import count
+from squeeze.cost.layers import count
 from squeeze.rewrite.blocks import ALL_AXES, AXIS_NAMES, NAMED_ACTIVATIONS, Layer, Rule
 from squeeze.rewrite.expressions import Value
 from squeeze.rewrite.plan import Cost

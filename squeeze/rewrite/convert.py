@@ -11,7 +11,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from squeeze.cost.profile import count
+from squeeze.cost.layers import count
 from squeeze.errors import RuleError, SqueezeError, UsageError
 from squeeze.rewrite import blocks, sites
 from squeeze.rewrite.allocate import Option, allocate

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from squeeze.cost.layers import count
 from squeeze.cost.ops import cost
-from squeeze.cost.profile import count
 from squeeze.errors import RuleError
 from squeeze.rewrite import sites
 from squeeze.rewrite.blocks import Rule

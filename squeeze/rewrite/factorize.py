@@ -16,7 +16,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from squeeze.calibrate.stats import Stats
-from squeeze.cost.profile import count, profile
+from squeeze.cost.layers import count, profile
 from squeeze.errors import SqueezeError, UsageError
 from squeeze.model import node_name
 from squeeze.rewrite import sites

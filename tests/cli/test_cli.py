@@ -233,7 +233,7 @@ def test_an_own_bug_is_status_70(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr(sys.modules["squeeze.cost.profile"], "_layers", crash)
+    monkeypatch.setattr(sys.modules["squeeze.cost.layers"], "_layers", crash)
     assert squeeze_cli(["profile", DIGITS]) == 70
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from squeeze.cost.profile import count
+from squeeze.cost.layers import count
 from squeeze.model import node_name
 from squeeze.rewrite.channels.remove import axes_of, remove
 from squeeze.rewrite.channels.trace import Array, Producer, Trace

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.calibrate.stats import Collector, Columns, Products, Stats, Window
+from squeeze.cost.layers import count
 from squeeze.cost.ops import CONTRACTIONS
-from squeeze.cost.profile import count
 from squeeze.model import node_name
 from squeeze.rewrite.build import Fragment, attach, graft, lazy_weight, settle
 from squeeze.rewrite.fit import forms, match, ranks, read

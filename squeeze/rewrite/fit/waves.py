@@ -18,7 +18,7 @@ import onnx_ir as ir
 from squeeze import shapes as shaping
 from squeeze.calibrate.data import Data
 from squeeze.calibrate.stats import POSITIONS, Collector, Products, Stats
-from squeeze.cost.profile import count
+from squeeze.cost.layers import count
 from squeeze.shapes import InputShapes, Shapes
 
 WAVES = 8  # passes over the data at most

@@ -48,7 +48,8 @@ def find(kind: str, name: str) -> Path:
     if _is_path(name):
         path = Path(name)
         if not path.is_file():
-            raise UsageError(f"{path}: no such file")
+            what = "is a folder, not a file" if path.is_dir() else "no such file"
+            raise UsageError(f"{path}: {what}")
         return path
     if name not in names(kind):
         what = kind.removesuffix("s")

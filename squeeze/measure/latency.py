@@ -158,7 +158,10 @@ def side_by_side(
 def feeds_for(path: Path, shapes: Shapes, seed: int = 0) -> Feeds:
     """Random inputs for the model at `path`."""
     runner = session.open_model(path, optimize=False)
-    return random_feeds(runner, shapes.inputs, seed)
+    try:
+        return random_feeds(runner, shapes.inputs, seed)
+    except SqueezeError as error:
+        raise SqueezeError(f"{path}: {error}") from error
 
 
 def bench(

@@ -50,6 +50,7 @@ def main() -> None:
                 _progress(pairs.add(_pair(path, block, settings)))
     measured = [r for r in pairs.found.values() if r.get("sites")]
     _print_pairs(measured)
+    _print_matrix(measured)
     _print_blocks(measured)
     files = {path.stem: path for path in zoo.paths(given)}
     for record in _worst(measured, given.worst):
@@ -228,6 +229,19 @@ def _print_pairs(records: list[dict[str, Any]]) -> None:
         )
 
 
+def _print_matrix(records: list[dict[str, Any]]) -> None:
+    """MACs → latency that remain: a row per model, a column per block."""
+    blocks = sorted({r["block"] for r in records})
+    print(f"\n| model | {' | '.join(blocks)} |")
+    print(f"|---|{'---:|' * len(blocks)}")
+    cells = {
+        (r["model"], r["block"]): f"{r['macs']:.2f} → {r['ratio']:.2f}" for r in records
+    }
+    for model in sorted({r["model"] for r in records}):
+        row = [cells.get((model, block), "") for block in blocks]
+        print(f"| {model.partition('.')[0]} | {' | '.join(row)} |")
+
+
 def _print_blocks(records: list[dict[str, Any]]) -> None:
     """One line per block, over the graphs that all of the blocks apply to."""
     blocks = {record["block"] for record in records}
@@ -339,6 +353,16 @@ class Site:
     def excess_ms(self) -> float:
         return sum(self.excess(p) for p in self.after) if self.before_ms else 0.0
 
+    def _kinds(self) -> list[Part]:
+        """The parts after, summed over those of a kind."""
+        found: dict[str, Part] = {}
+        for p in self.after:
+            sums = found.get(p.kind, Part("", p.kind, 0.0, 0))
+            found[p.kind] = Part(
+                "", p.kind, sums.time_ms + p.time_ms, sums.macs + p.macs
+            )
+        return list(found.values())
+
     def reason(self) -> str:
         """In a sentence: which parts are behind the replaced layer's speed, by what."""
         after_ms = sum(p.time_ms for p in self.after)
@@ -348,9 +372,9 @@ class Site:
             f"×{after_ms / self.before_ms:.3f} of the time; it ran at "
             f"{2e-6 * self.speed:.1f} GFLOP/s"
         )
-        slow = sorted(self.after, key=lambda p: -self.excess(p))
+        slow = sorted(self._kinds(), key=lambda p: -self.excess(p))
         clauses = [
-            f"its {p.kind} runs at {p.gflops:.1f} (+{self.excess(p):.3g} ms)"
+            f"its {p.kind} at {p.gflops:.1f} (+{self.excess(p):.2g} ms)"
             for p in slow
             if p.macs and self.excess(p) > 0.1 * self.excess_ms
         ]
@@ -358,7 +382,7 @@ class Site:
         if sum(p.time_ms for p in free) > 0.1 * self.excess_ms:
             kinds = ", ".join(dict.fromkeys(p.kind for p in free))
             spent = sum(p.time_ms for p in free)
-            clauses.append(f"nodes without MACs ({kinds}) take {spent:.3g} ms")
+            clauses.append(f"nodes without MACs ({kinds}) take {spent:.2g} ms")
         return "; ".join([text, *clauses])
 
 

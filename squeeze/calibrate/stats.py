@@ -369,7 +369,8 @@ class _RowsSum:
             return
         if self.shift is None:
             self.shift = rows.mean(0)
-        rows -= self.shift
+        with np.errstate(invalid="ignore"):  # Inf is told of by its sums
+            rows -= self.shift
         self.sum += rows.sum(0, dtype=np.float64)
         add_product(rows, self.product)
         self.count += self.filled
@@ -408,5 +409,6 @@ def _session(model: ir.Model) -> Any:
     except Exception as error:  # onnxruntime raises many kinds
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(
-            f"statistics can't be gathered, the model does not run here: {first}"
+            f"statistics can't be gathered, the model does not run here: {first}; "
+            "leave --data out to go by the weights alone"
         ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -58,8 +58,13 @@ class Stage:
 
     @property
     def pointwise(self) -> bool:
+        return self.group == 1 and self.mixes
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it is 1×1, of groups of channels or of all."""
         window = self.window
-        return self.group == 1 and set(window.kernel) == set(window.strides) == {1}
+        return set(window.kernel) == set(window.strides) == {1}
 
 
 @dataclass(frozen=True)
@@ -219,51 +224,77 @@ def _combined(windows: Sequence[Window]) -> Window | None:
 # -- blocks with something between their convolutions -------------------------------
 
 
+@dataclass(frozen=True)
+class _Paths:
+    """What each channel inside of a block stands for, on its way to the outputs.
+
+    `kernel` (O, C, taps) is what is left to do; channel i carries its input channel
+    `source[i]`, as copy number `copies[i]` of it.
+    """
+
+    kernel: Array
+    source: Array
+    copies: Array
+
+    @classmethod
+    def of(cls, kernel: Array) -> _Paths:
+        channels = kernel.shape[1]
+        return cls(kernel, np.arange(channels), np.zeros(channels, int))
+
+    @cached_property
+    def svd(self) -> tuple[Array, Array, Array]:
+        """Of each channel's filters: (C, O, R), (C, R), (C, R, taps)."""
+        return np.linalg.svd(self.kernel.transpose(1, 0, 2), full_matrices=False)
+
+    def spread(self, stage: Stage) -> _Paths:
+        """Behind a depthwise stage with one or more outputs per channel."""
+        grown = stage.outputs // stage.group
+        extra = np.arange(grown)
+        if len(stage.nodes) > 1:  # copy by copy
+            extra = np.repeat(extra, stage.group)
+            source, copies = np.tile(self.source, grown), np.tile(self.copies, grown)
+        else:
+            extra = np.tile(extra, stage.group)
+            source = np.repeat(self.source, grown)
+            copies = np.repeat(self.copies, grown)
+        return _Paths(self.kernel, source, copies * grown + extra)
+
+    def columns(self) -> Array:
+        """(O, channels): what puts them together again; copies share their part."""
+        u, s, _ = self.svd
+        index = np.minimum(self.copies, s.shape[1] - 1)
+        flat = self.source * s.shape[1] + index
+        share = np.bincount(flat)[flat]
+        scale = s[self.source, index] / share
+        return np.asarray((u[self.source, :, index] * scale[:, None]).T)
+
+
 def start_layers(chain: Chain, weight: Array, bias: Array) -> dict[ir.Value, Array]:
     """Start weights of a block that has no closed form.
 
-    1×1 in front repeats the identity, or keeps the leading input subspace where it
-    narrows; depthwise filters are those of A, split into k×1 and 1×k by their best
-    rank one where they stand apart; the last 1×1 puts them together. What has no such
-    role keeps the weights it was built with.
+    1×1 in front repeats the identity, or keeps the leading subspace of each group's
+    inputs where it narrows; depthwise filters are those of A, split into k×1 and 1×k
+    by their best rank one where they stand apart; the last 1×1 puts them together,
+    each group what it has. What has no such role keeps the weights it was built with.
     """
-    cin, taps = weight.shape[1], prod(weight.shape[2:])
-    flat = weight.reshape(len(weight), cin, taps)
-    u, s, v = np.linalg.svd(flat.transpose(1, 0, 2), full_matrices=False)
+    taps = weight.shape[2:]
+    paths = _Paths.of(weight.reshape(*weight.shape[:2], -1))
+    shuffled = any(n.op_type == "Transpose" for n in chain.between)
     found: dict[ir.Value, Array] = {}
-    source = np.arange(cin)  # the input channel that each channel stands for
-    copies = np.zeros(cin, int)
     for stage in chain.stages[:-1]:
-        if stage.pointwise:
-            source = np.arange(stage.outputs) % cin
-            copies = np.arange(stage.outputs) // cin
-            eye = np.eye(cin)[source] if stage.outputs >= cin else _narrow(flat, stage)
-            if stage.shape[1] == cin:
-                found.update(
-                    _assigned(stage, eye.reshape(stage.outputs, *stage.shape[1:]))
-                )
-        elif stage.shape[1] == 1 and stage.group == len(source):
-            grown = stage.outputs // stage.group
-            side = len(stage.nodes) > 1
-            source = np.tile(source, grown) if side else np.repeat(source, grown)
-            extra = np.arange(grown)
-            extra = (
-                np.repeat(extra, stage.group) if side else np.tile(extra, stage.group)
-            )
-            copies = (
-                np.tile(copies, grown) if side else np.repeat(copies, grown)
-            ) * grown
-            copies = copies + extra
-            filters = _filters(v, source, copies, weight.shape[2:], stage)
+        channels = len(paths.source)
+        if stage.mixes and stage.shape[1] * stage.group == weight.shape[1]:
+            mix, paths = _mixed(paths.kernel, stage, shuffled)
+            found.update(_assigned(stage, mix.reshape(-1, *stage.shape[1:])))
+        elif stage.shape[1] == 1 and stage.group == channels:
+            paths = paths.spread(stage)
+            filters = _filters(paths, taps, stage)
             if filters is not None:
                 found.update(_assigned(stage, filters))
     last = chain.last
-    if last.pointwise and last.shape[1] == len(source):
-        index = np.minimum(copies, s.shape[1] - 1)
-        spread = np.bincount(source * s.shape[1] + index, minlength=1)
-        share = spread[source * s.shape[1] + index]
-        columns = u[source, :, index] * (s[source, index] / share)[:, None]
-        found.update(_assigned(last, columns.T.reshape(last.outputs, *last.shape[1:])))
+    if last.mixes and last.shape[1] * last.group == len(paths.source):
+        own = _blocks(paths.columns(), last.group)
+        found.update(_assigned(last, own.reshape(last.outputs, *last.shape[1:])))
     if last.outputs == len(bias):
         parts = np.split(bias, len(last.nodes))
         for node, part in zip(last.nodes, parts, strict=True):
@@ -272,19 +303,47 @@ def start_layers(chain: Chain, weight: Array, bias: Array) -> dict[ir.Value, Arr
     return found
 
 
-def _narrow(flat: Array, stage: Stage) -> Array:
-    """(outputs, C): the leading subspace of the input channels."""
-    unfolded = flat.transpose(1, 0, 2).reshape(flat.shape[1], -1)
+def _mixed(kernel: Array, stage: Stage, shuffled: bool) -> tuple[Array, _Paths]:
+    """(outputs, inputs per group) of a 1×1, and what its outputs stand for."""
+    cin = kernel.shape[1]
+    if stage.group == 1 and stage.outputs >= cin:
+        source = np.arange(stage.outputs) % cin
+        return np.eye(cin)[source], _Paths(
+            kernel, source, np.arange(stage.outputs) // cin
+        )
+    parts = np.split(kernel, stage.group, axis=1)
+    mixes = [_narrow(part, stage.per_group) for part in parts]
+    left = [
+        np.einsum("ock,mc->omk", part, mix)
+        for part, mix in zip(parts, mixes, strict=True)
+    ]
+    made = np.concatenate(left, axis=1)
+    if shuffled and stage.group > 1:
+        order = np.arange(stage.outputs).reshape(stage.group, -1).T.reshape(-1)
+        made = made[:, order]
+    return np.concatenate(mixes), _Paths.of(made)
+
+
+def _narrow(kernel: Array, outputs: int) -> Array:
+    """(outputs, C): the leading subspace of the input channels of (O, C, taps)."""
+    unfolded = kernel.transpose(1, 0, 2).reshape(kernel.shape[1], -1)
     _, vectors = np.linalg.eigh(unfolded @ unfolded.T)
-    return np.asarray(vectors[:, ::-1][:, : stage.outputs].T)
+    leading = vectors[:, ::-1][:, :outputs].T
+    return np.pad(leading, ((0, outputs - len(leading)), (0, 0)))
 
 
-def _filters(
-    v: Array, source: Array, copies: Array, kernel: Sequence[int], stage: Stage
-) -> Array | None:
+def _blocks(matrix: Array, groups: int) -> Array:
+    """(O, F / groups): of each group's outputs, what reads its own columns."""
+    out, width = matrix.shape
+    apart = matrix.reshape(groups, out // groups, groups, width // groups)
+    return np.concatenate([apart[i, :, i] for i in range(groups)])
+
+
+def _filters(paths: _Paths, kernel: Sequence[int], stage: Stage) -> Array | None:
     """(channels, 1, *window): the singular filters, or their factor along an axis."""
-    picked = v[source, np.minimum(copies, v.shape[1] - 1)]
-    picked = picked.reshape(len(source), *kernel)
+    _, _, v = paths.svd
+    picked = v[paths.source, np.minimum(paths.copies, v.shape[1] - 1)]
+    picked = picked.reshape(len(paths.source), *kernel)
     window = stage.window.kernel
     if window == tuple(kernel):
         return np.asarray(picked[:, None])

@@ -1,0 +1,193 @@
+"""Statistics inside onnxruntime against the same sums in numpy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from squeeze.calibrate.data import Data, open_data
+from squeeze.calibrate.stats import (
+    Collector,
+    Columns,
+    Moments,
+    Products,
+    Stats,
+    Window,
+    gather,
+)
+from squeeze.errors import SqueezeError
+from squeeze.shapes import Shapes, infer
+from tests.builders import images
+from tests.layers import conv_model, model_of, outputs
+
+ALL = 10**6  # positions: every one there is
+KINDS = ("sum", "square", "positive")
+
+
+def opened(proto: onnx.ModelProto, x: np.ndarray) -> tuple[ir.Model, Shapes, Data]:
+    model = ir.from_proto(proto)
+    shapes = infer(model)
+    return model, shapes, open_data({"x": x}, model, shapes)
+
+
+def small(dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """A 3×3 convolution of 3 channels to 8, with ReLU."""
+    return conv_model((3, 7, 6), (8, 3, 3, 3), [1, 1], [1] * 4, [1, 1], dtype)
+
+
+def rows_of(x: np.ndarray, window: Window) -> np.ndarray:
+    """im2col by a loop: (N · positions, C · taps)."""
+    axes = len(window.kernel)
+    pads = [(window.pads[a], window.pads[a + axes]) for a in range(axes)]
+    padded = np.pad(x, [(0, 0), (0, 0), *pads])
+    found = []
+    for position in np.ndindex(*window.grid(x.shape[2:])):
+        at = tuple(
+            slice(
+                p * window.strides[a],
+                p * window.strides[a]
+                + window.dilations[a] * (window.kernel[a] - 1)
+                + 1,
+                window.dilations[a],
+            )
+            for a, p in enumerate(position)
+        )
+        found.append(padded[(slice(None), slice(None), *at)].reshape(len(x), -1))
+    return np.stack(found, 1).reshape(-1, found[0].shape[1])
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    axes = draw(st.integers(1, 2))
+
+    def each(low: int, high: int, count: int = axes) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(count))
+
+    return Window(each(1, 3), each(1, 3), each(0, 2, 2 * axes), each(1, 2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(window=windows(), channels=st.integers(1, 9))
+def test_products_of_a_window(window: Window, channels: int) -> None:
+    """Sum and Gram matrix of all im2col rows, at any stride, pad and dilation."""
+    size = (7, 6)[: len(window.kernel)]
+    x = images(5, channels, *size) + 3  # far from zero
+    node = helper.make_node("Identity", ["x"], ["y"], "same")
+    proto = model_of([node], {}, {"x": x.shape[1:]}, "y")
+    wanted = {"w": Products((Columns("x", window=window),))}
+    found = gather(*opened(proto, x), wanted, positions=ALL)["w"]
+    rows = rows_of(x.astype(np.float64), window)
+    assert found.count == len(rows)
+    assert np.allclose(found.sums["sum"], rows.sum(0), rtol=1e-5)
+    assert np.allclose(found.sums["product"], rows.T @ rows, rtol=1e-5, atol=1e-3)
+    assert np.allclose(found.covariance, np.cov(rows.T, ddof=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_moments_of_a_convolution(dtype: int) -> None:
+    """Sums over every position; counts are exact."""
+    proto = small(dtype)
+    x = images(70, 3, 7, 6)
+    element = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
+    z = outputs(proto, x=x.astype(element)).astype(np.float64)
+    found = gather(*opened(proto, x), {"z": Moments("z", 1, KINDS)})["z"]
+    assert found.count == 70 * 42
+    assert np.array_equal(found.positive, (z > 0).sum((0, 2, 3)))
+    assert np.allclose(found.sums["sum"], z.sum((0, 2, 3)), rtol=1e-4)
+    assert np.allclose(found.sums["square"], np.square(z).sum((0, 2, 3)), rtol=1e-4)
+
+
+def test_counts_know_the_smallest_numbers() -> None:
+    """What is positive counts, however small; zero and negative numbers don't."""
+    x = np.zeros((1, 1, 2, 3), np.float32)
+    x[0, 0] = [[1e-37, -1e-37, 0], [3e38, np.float32(-0.0), 2]]
+    node = helper.make_node("Identity", ["x"], ["y"], "same")
+    proto = model_of([node], {}, {"x": (1, 2, 3)}, "y")
+    found = gather(*opened(proto, x), {"y": Moments("y", 1, ("positive",))})
+    assert found["y"].positive == [3]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5,), 1), ((4, 5), -1), ((4, 5), 1)])
+def test_moments_of_vectors_and_sequences(shape: tuple[int, ...], axis: int) -> None:
+    """Any rank, channels first or last."""
+    x = images(40, *shape)
+    node = helper.make_node("Relu", ["x"], ["y"], "relu")
+    proto = model_of([node], {}, {"x": shape}, "y")
+    found = gather(*opened(proto, x), {"y": Moments("y", axis, KINDS)})["y"]
+    y = np.moveaxis(np.maximum(x, 0), axis, -1).reshape(-1, x.shape[axis])
+    assert found.count == len(y)
+    assert np.array_equal(found.positive, (y > 0).sum(0))
+    assert np.allclose(found.sums["square"], np.square(y).sum(0), rtol=1e-5)
+
+
+def same(one: Stats, other: Stats) -> None:
+    assert one.count == other.count
+    for kind in one.sums:
+        assert np.allclose(one.sums[kind], other.sums[kind], rtol=1e-4, atol=1e-3)
+    assert (one.sample is None) == (other.sample is None)
+    if one.sample and other.sample:
+        assert np.array_equal(one.sample.keys, other.sample.keys)
+        assert np.allclose(one.sample.rows, other.sample.rows, atol=1e-5)
+
+
+def everything() -> dict[str, Any]:
+    window = Window((3, 3), (1, 1), (1,) * 4, (1, 1))
+    both = (Columns("x", window=window), Columns("y"))
+    return {"rows": Products(both, keep=20), "counts": Moments("z")}
+
+
+def test_order_batches_and_shards_make_no_difference() -> None:
+    """Sampled positions follow from the samples; shards add up to the whole."""
+    x = images(50, 3, 7, 6)
+    model, shapes, data = opened(small(), x)
+    collector = Collector(model, shapes, everything())
+    whole = collector.over(data)
+    shuffled = data.take(np.random.default_rng(1).permutation(50))
+    others = [
+        collector.over(shuffled),
+        collector.over(replace(shuffled, batch_size=7)),
+    ]
+    for other in others:
+        for name in whole:
+            same(whole[name], other[name])
+    shards = [collector.over(data.take(p)) for p in np.array_split(np.arange(50), 3)]
+    for name in whole:
+        same(whole[name], shards[2][name] + shards[0][name] + shards[1][name])
+
+
+def test_two_models_side_by_side() -> None:
+    """Columns of a changed copy stand beside the original's, what they share is one."""
+    x = images(30, 3, 7, 6)
+    model, shapes, data = opened(small(), x)
+    changed = model.clone()
+    weight = changed.graph.initializers["b"]
+    assert weight.const_value is not None
+    bias = weight.const_value.numpy() + 1
+    weight.const_value = ir.Tensor(bias, name="b")
+    pair = Products((Columns("y"), Columns("y", model=1)))
+    collector = Collector(model, shapes, {"y": pair}, others=[(changed, shapes)])
+    mean = collector.over(data)["y"].mean
+    assert np.allclose(mean[8:] - mean[:8], 1, atol=1e-5)
+    twin = Collector(model, shapes, {"y": pair}, others=[(model.clone(), shapes)])
+    mean = twin.over(data)["y"].mean
+    assert np.array_equal(mean[8:], mean[:8])
+
+
+def test_activations_that_are_not_finite() -> None:
+    """The layer is named."""
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"], "exp"),
+        helper.make_node("Exp", ["e"], ["y"], "again"),
+    ]
+    proto = model_of(nodes, {}, {"x": (4,)}, "y")
+    wanted = {"again": Products((Columns("y", -1),))}
+    with pytest.raises(SqueezeError, match="'again' are NaN or Inf"):
+        gather(*opened(proto, images(8, 4) + 9), wanted)

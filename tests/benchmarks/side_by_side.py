@@ -5,7 +5,7 @@
 Each tool removes half of the channels by the L2 norm of the weights, without training:
 MACs left, whether the result passes the full checker, runs in onnxruntime and keeps its
 output shape, accuracy on the labelled digits or images where there are any, seconds.
-torch-pruning (a development extra) gets a twin of the graph made of torch.nn modules;
+torch-pruning (the extra `benchmarks`) gets a twin of the graph made of torch.nn modules;
 where the twin can't be built, or the extra is not installed, the line says so.
 """
 
@@ -74,7 +74,7 @@ def onnxsimmed(subject: Subject, out: Path) -> None:
 
 def torch_pruned(subject: Subject, out: Path) -> None:
     if find_spec("torch_pruning") is None:
-        raise NotImplementedError("not installed: pip install torch-pruning")
+        raise NotImplementedError("not installed: pip install -e .[benchmarks]")
     import torch
     import torch_pruning
 

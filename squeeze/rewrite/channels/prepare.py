@@ -21,6 +21,7 @@ from squeeze.model import add_initializer, node_name
 from squeeze.shapes import Shapes
 
 Array = NDArray[Any]
+SIZED = ("Shape", "Size", "Reshape", "Expand")  # what reads or holds sizes
 SHUFFLE_ELEMENTS = 2**24  # a permutation is recognised on its indices
 
 
@@ -66,7 +67,12 @@ def _look_through(graph: ir.Graph) -> None:
 
 
 def _probe(model: ir.Model, shapes: Shapes) -> Shapes:
-    """Shapes with every dynamic dimension of the inputs at another size."""
+    """Shapes with every dynamic dimension of the inputs at another size.
+
+    The same shapes where no node cares which dimensions are dynamic.
+    """
+    if not any(node.op_type in SIZED for node in model.graph):
+        return shapes
     batch_only: dict[str, tuple[int, ...]] = {}
     all_of_them: dict[str, tuple[int, ...]] = {}
     for value in model.graph.inputs:

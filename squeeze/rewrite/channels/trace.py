@@ -388,32 +388,31 @@ class Trace:
     @cached_property
     def families(self) -> tuple[Family, ...]:
         """Free units that a layer makes, joined where one layer makes both."""
+        made = [np.unique(self.units(p.labels)) for p in self.producers]
+        made = [units[units > 0] for units in made]
+        counts = [len(units) for units in made]
+        units = np.concatenate([*made, np.zeros(0, np.int64)])
+        owners = np.repeat(np.arange(len(made)), counts)
         joined = Labels()
         joined.fresh(len(self.root))
-        for producer in self.producers:
-            units = np.unique(self.units(producer.labels))
-            units = units[units > 0]
-            if len(units):
-                joined.unite(units, np.full(len(units), units[0]))
-        members: dict[int, list[int]] = {}
-        made: dict[int, list[Producer]] = {}
-        for index, producer in enumerate(self.producers):
-            units = self.units(producer.labels)
-            free = units[units > 0]
-            if len(free):
-                made.setdefault(int(joined.find(free[:1])[0]), []).append(producer)
-                for unit in np.unique(free):
-                    members.setdefault(int(unit), []).append(index)
-        cells: dict[int, dict[tuple[int, ...], list[int]]] = {}
-        for unit, signature in members.items():
-            root = int(joined.find(np.array([unit]))[0])
-            cells.setdefault(root, {}).setdefault(tuple(signature), []).append(unit)
+        joined.unite(units, np.repeat([u[0] if len(u) else 0 for u in made], counts))
+        order = np.lexsort((owners, units))
+        units, owners = units[order], owners[order]
+        starts = np.flatnonzero(np.diff(units, prepend=-1))
+        signatures = np.split(owners, starts[1:])
+        first, units = owners[starts], units[starts]
+        roots = joined.find(units)
+        cells: dict[int, dict[bytes, list[int]]] = {}
+        for i in np.lexsort((units, first)):
+            same = cells.setdefault(int(roots[i]), {})
+            same.setdefault(signatures[i].tobytes(), []).append(int(units[i]))
+        makers: dict[int, list[Producer]] = {}
+        for producer, own in zip(self.producers, made, strict=True):
+            if len(own):
+                root = int(joined.find(own[:1])[0])
+                makers.setdefault(root, []).append(producer)
         return tuple(
-            Family(
-                i,
-                tuple(made[root]),
-                tuple(np.array(sorted(c)) for c in groups.values()),
-            )
+            Family(i, tuple(makers[root]), tuple(np.array(c) for c in groups.values()))
             for i, (root, groups) in enumerate(cells.items())
         )
 

@@ -130,6 +130,17 @@ def standard_mobilenet() -> Net:
     return net
 
 
+def residual_chain(nodes: int, width: int = 8) -> Net:
+    """At least so many nodes: pairs of 1×1 convolutions with a skip around each."""
+    net = Net(["N", width, 8, 8])
+    value = net.conv(width, width, (1, 1))
+    while len(net.nodes) < nodes:
+        inner = net.node("Relu", net.conv(width, width, (1, 1), source=value))
+        value = net.node("Add", value, net.conv(width, width, (1, 1), source=inner))
+    net.conv(width, width, (1, 1), source=value)
+    return net
+
+
 def run(model: Path | onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
     """The outputs in onnxruntime; one positional-like input may be named `x`."""
     given = str(model) if isinstance(model, Path) else model.SerializeToString()

@@ -84,6 +84,32 @@ def why_not(node: ir.Node, channels: int) -> str | None:
     return None
 
 
+def affine_step(node: ir.Node, index: int) -> tuple[Array, Array] | None:
+    """(scale, shift) of a constant added by channel, or a BatchNormalization.
+
+    By channel of input `index`; None for any other node.
+    """
+    constants = [_constant(v) for v in node.inputs]
+    if node.op_type == "Add" and len(node.inputs) == 2:
+        other, value = constants[1 - index], node.inputs[1 - index]
+        if other is None or value is None or not _flat(value):
+            return None
+        return np.ones(1), other.reshape(-1)
+    if node.op_type == "BatchNormalization" and index == 0:
+        scale, bias, mean, variance = constants[1:5]
+        if scale is None or bias is None or mean is None or variance is None:
+            return None
+        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        return factor, bias - mean * factor
+    return None
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy().astype(np.float64)
+
+
 def bias_place(node: ir.Node) -> Place | None:
     """The (node, input) that holds a layer's bias, present or not; None without one.
 

@@ -29,6 +29,7 @@ from squeeze.calibrate.stats import (
 from squeeze.model import node_name
 from squeeze.rewrite.affine import (
     affine_axis,
+    affine_step,
     bias_place,
     bias_values,
     rescale,
@@ -56,18 +57,30 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """A sum `total` = `skip` + `scale` · y + `shift` that a layer's output y ends in.
+
+    By output channel of the shrunken layer, or one number for all.
+    """
+
+    total: str
+    skip: str
+    scale: Array
+    shift: Array
+
+
+@dataclass(frozen=True)
 class Layer:
     """A layer of the shrunken model to refit: `kept` outputs of the original's.
 
-    `total` and `skip` name the residual sum it ends in, if it does. `how` is SQUARES,
-    MOMENTS, or why nothing can be done.
+    `how` is SQUARES, MOMENTS, or why nothing can be done; `residual` the sum that the
+    layer ends in, if it does.
     """
 
     node: ir.Node
     kept: Array
     how: str = SQUARES
-    total: str | None = None
-    skip: str | None = None
+    residual: Residual | None = None
 
     @property
     def name(self) -> str:
@@ -154,29 +167,37 @@ def _layers(net: Network, kept: Mapping[str, Array], squares: bool) -> Iterator[
             continue
         weight = matrix(node)
         if squares and weight is not None and sum(weight.shape) <= GRAM_COLUMNS:
-            total, skip = _residual(node, net.shapes)
-            yield Layer(node, kept[name], SQUARES, total, skip)
+            residual = _residual(node, net.shapes)
+            yield Layer(node, kept[name], SQUARES, residual)
         else:
             why = why_not(node, int(kept[name].sum()))
             yield Layer(node, kept[name], why or MOMENTS)
 
 
-def _residual(node: ir.Node, shapes: Shapes) -> tuple[str | None, str | None]:
-    """The sum that a layer's output goes straight into, and its other summand."""
-    users = node.outputs[0].uses()
-    if len(users) != 1 or node.outputs[0].is_graph_output():
-        return None, None
-    ((user, index),) = users
+def _residual(node: ir.Node, shapes: Shapes) -> Residual | None:
+    """The sum that a layer's output goes into, straight or through a bias or BN."""
+    value = node.outputs[0]
+    scale, shift = np.ones(1), np.zeros(1)
+    while True:
+        users = value.uses()
+        if len(users) != 1 or value.is_graph_output():
+            return None
+        ((user, index),) = users
+        step = affine_step(user, index)
+        if step is None:
+            break
+        scale, shift = scale * step[0], shift * step[0] + step[1]
+        value = user.outputs[0]
     if user.op_type not in ("Add", "Sum") or len(user.inputs) != 2:
-        return None, None
+        return None
     other = user.inputs[1 - index]
-    if other is None or other.const_value is not None or other is node.outputs[0]:
-        return None, None
+    if other is None or other.const_value is not None or other is value:
+        return None
     if other.producer() is None or _comes_after(other, node):
-        return None, None
-    if shapes.of(other) != shapes.of(node.outputs[0]):
-        return None, None
-    return user.outputs[0].name, other.name
+        return None
+    if shapes.of(other) != shapes.of(value) or not scale.all():
+        return None
+    return Residual(user.outputs[0].name or "", other.name or "", scale, shift)
 
 
 def _comes_after(value: ir.Value, node: ir.Node) -> bool:
@@ -211,32 +232,32 @@ def _rows(layer: Layer) -> Products:
     assert source is not None
     axis = 1 if layer.node.op_type == "Conv" else -1
     columns = [columns_of(layer.node, source)]
-    columns.append(Columns(layer.total or layer.output, axis, None, 1))
-    if layer.skip:
-        columns.append(Columns(layer.skip, axis, None, 0))
+    if layer.residual is None:
+        columns.append(Columns(layer.output, axis, None, 1))
+    else:
+        columns.append(Columns(layer.residual.total, axis, None, 1))
+        columns.append(Columns(layer.residual.skip, axis, None, 0))
     return Products(tuple(columns))
 
 
 def _targets(layer: Layer, stats: Stats, width: int) -> Stats:
-    """Statistics of [inputs | targets]: kept outputs, less the skip in a sum."""
+    """Statistics of [inputs | targets]: kept outputs; in a sum, what must be added."""
     kept = np.flatnonzero(layer.kept)
-    picked = stats.columns(np.concatenate([np.arange(width), width + kept]))
-    if not layer.skip:
-        return picked
-    size = len(stats.sums["sum"])
-    outputs = len(layer.kept)
-    change = np.zeros((width + len(kept), size))
+    if layer.residual is None:
+        return stats.columns(np.concatenate([np.arange(width), width + kept]))
+    scale = np.broadcast_to(layer.residual.scale, len(kept))
+    shift = np.broadcast_to(layer.residual.shift, len(kept))
+    change = np.zeros((width + len(kept), len(stats.sums["sum"])))
     change[np.arange(width), np.arange(width)] = 1
     rows = width + np.arange(len(kept))
-    change[rows, width + kept] = 1
-    change[rows, width + outputs + np.arange(len(kept))] = -1
-    return Stats(
-        stats.count,
-        {
-            "sum": change @ stats.sums["sum"],
-            "product": change @ stats.sums["product"] @ change.T,
-        },
-    )
+    change[rows, width + kept] = 1 / scale
+    change[rows, width + len(layer.kept) + np.arange(len(kept))] = -1 / scale
+    moved = np.concatenate([np.zeros(width), shift / scale])
+    total = change @ stats.sums["sum"]
+    product = change @ stats.sums["product"] @ change.T
+    product -= np.outer(total, moved) + np.outer(moved, total)
+    product += stats.count * np.outer(moved, moved)
+    return Stats(stats.count, {"sum": total - stats.count * moved, "product": product})
 
 
 def _solve(

@@ -6,7 +6,8 @@ closed forms, least squares and no more (last column). `--plans N` adds the corr
 between the sum of held-out errors and the drop over N random plans, `--speed` what
 gathering statistics costs against plain inference, `--memory` what it takes at 1,000
 and at 10,000 images, `--resnet50 MODEL` how long a ResNet-50 (random weights will do)
-takes to convert and to factorize with 500 random images.
+takes to convert and to factorize with 500 random images, `--fc 4096` a fully connected
+layer of known spectrum against the theory.
 """
 
 from __future__ import annotations
@@ -275,6 +276,23 @@ def resnet50(model: Path, count: int = 500) -> None:
             )
 
 
+def fully_connected(size: int, energy: float = 0.9) -> None:
+    """A layer with known singular values: rank and error against the theory."""
+    sys.path.insert(0, str(ROOT))
+    from tests.layers import factor_error, known_spectrum
+
+    weight, squared = known_spectrum(size)
+    rank = int(np.argmax(np.cumsum(squared) >= energy * squared.sum())) + 1
+    start = time.perf_counter()
+    found = factor_error(weight, energy)
+    seconds = time.perf_counter() - start
+    theory = squared[rank:].sum() / squared.sum()
+    print(
+        f"{size} × {size}, energy {energy}: rank {found.rank} (theory {rank}), error "
+        f"{found.relative:.7f} (theory {theory:.7f}), {seconds:.0f} s"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cifar = ROOT.parent / "shared" / "data" / "cifar10"
@@ -287,10 +305,14 @@ def main() -> None:
     parser.add_argument(
         "--resnet50", type=Path, metavar="MODEL", help="time both commands on it"
     )
+    parser.add_argument("--fc", type=int, metavar="SIZE", help="such as 4096")
     parser.add_argument("--gather", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.gather:
         gather_random(options.gather)
+        return
+    if options.fc:
+        fully_connected(options.fc)
         return
     if options.resnet50:
         resnet50(options.resnet50)

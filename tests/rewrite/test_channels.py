@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from squeeze import model as models
-from squeeze.rewrite.channels import choose
+from squeeze import shapes as shaping
+from squeeze.rewrite.channels import choose, prepare, trace
 from squeeze.rewrite.channels.trace import Trace
-from tests.builders import Net
+from tests.builders import Net, residual_chain
 from tests.rewrite import channels_proof as proof
 
 EXACT, ALIVE = 1e-5, 0.1
@@ -536,3 +538,19 @@ def test_random_networks(drawn: tuple[ir.Model, int]) -> None:
     x = np.random.default_rng(seed).standard_normal((2, 3, 8, 8), np.float32)
     error, _, _, _ = proof.prove(model, {"x": x}, halve(seed), masks=True)
     assert error < EXACT
+
+
+def test_tracing_is_linear_in_the_nodes() -> None:
+    """Four times the nodes take about four times as long, families included."""
+
+    def seconds(nodes: int) -> float:
+        model = ir.from_proto(residual_chain(nodes).model())
+        shapes = shaping.infer(model, {})
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            assert trace(prepare(model, shapes)).families
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert seconds(3200) <= 6 * seconds(800)

@@ -19,7 +19,14 @@ from squeeze.rewrite.factorize import factorize
 from squeeze.rewrite.fit import forms, ranks
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.run import Options
-from tests.layers import conv_model, model_of, outputs, relative
+from tests.layers import (
+    conv_model,
+    factor_error,
+    known_spectrum,
+    model_of,
+    outputs,
+    relative,
+)
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 QUICK = Options(bench=False, simplify=False)
@@ -46,31 +53,15 @@ def test_full_rank_stays_exact_on_data() -> None:
 # -- fully connected ----------------------------------------------------------------
 
 
-def known_spectrum(size: int, spectrum: np.ndarray) -> np.ndarray:
-    """(size, size) with these singular values: Householder reflections around them."""
-    u, v = (RNG.normal(size=size) for _ in range(2))
-    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
-    inner = np.diag(spectrum)
-    inner = inner - 2 * np.outer(u, u @ inner)
-    return np.asarray(inner - 2 * np.outer(inner @ v, v))
-
-
 def test_known_spectrum_of_a_large_layer() -> None:
     """The error is the spectrum's tail, the rank the smallest there is."""
-    size = 1024
-    spectrum = 0.99 ** np.arange(size)
-    weight = known_spectrum(size, spectrum)
-    squared = spectrum**2
+    size = 1024  # tests/benchmarks/fit_cifar.py --fc does 4096
+    weight, squared = known_spectrum(size)
     rank = int(np.argmax(np.cumsum(squared) >= 0.9 * squared.sum())) + 1
-    node = helper.make_node("Gemm", ["x", "w"], ["y"], "fc")
-    proto = model_of([node], {"w": weight}, {"x": (size,)}, "y")
-    result = factorize(ir.from_proto(proto), energy=0.9, round_to=1, options=QUICK)
-    assert result.changes[0].details["rank"] == rank
-    factors = [v.const_value.numpy() for v in result.model.graph.initializers.values()]
-    first, last = sorted(factors, key=lambda a: a.shape[0])
-    made = (last.astype(np.float64) @ first).T
-    error = np.linalg.norm(made - weight) ** 2 / squared.sum()
-    assert error == pytest.approx(squared[rank:].sum() / squared.sum(), abs=1e-6)
+    error = factor_error(weight, 0.9)
+    assert error.rank == rank
+    theory = squared[rank:].sum() / squared.sum()
+    assert error.relative == pytest.approx(theory, abs=1e-6)
 
 
 @pytest.mark.parametrize("op", ["gemm", "gemm-transposed", "matmul", "batched"])

@@ -19,7 +19,7 @@ from squeeze.rewrite.fit.solve import RIDGE, damping, solve
 Array = np.ndarray
 SWEEPS = 6  # of all factors, each followed by least squares of the last
 STEPS = 12  # of conjugate gradients per factor: the next sweep goes on from there
-WORK = 4e11  # MACs per site that sweeps may take: some seconds
+WORK = 1e11  # MACs in float64 that the sweeps of a site may take: some seconds
 # structures whose last factor reads inputs of its own, so that nothing (F, D) is needed
 READ_APART = ("gnl,ogn->ogl", "gnc,gonk->gock", "gh,god->gohd")
 

@@ -10,18 +10,20 @@ that it was not fitted to; the best one stays.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx_ir as ir
 
+from squeeze import session
 from squeeze import shapes as shaping
+from squeeze.calibrate.data import Data
 from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
-from squeeze.measure.fidelity import held_out
 from squeeze.rewrite import factorize, prune
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.plan import Change, Outcome, Result
@@ -38,7 +40,7 @@ MENUS: dict[frozenset[str], factorize.Method] = {
 }
 EFFORTS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way that pruning goes
 
-Progress = Callable[[str, int, int], None]
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ def _best(model: ir.Model, shapes: Shapes, goal: Goal, data: FitData) -> Outcome
     found = data.open(model, shapes)
     whole = profile(model, shapes=shapes).totals.macs
     target = goal.macs.of(whole)
+    held = data.calibration(model, shapes).held
+    judge = Judge(model, held)
     trials: list[Trial] = []
     failures: list[str] = []
     shares = _shares(target / whole, goal)
     for share in shares:
         try:
-            trials.append(_trial(model, shapes, goal, share, target, data))
+            trials.append(_trial(model, shapes, goal, share, target, data, judge))
         except SqueezeError as error:
             failures.append(str(error))
     if not trials:
@@ -113,9 +117,8 @@ def _best(model: ir.Model, shapes: Shapes, goal: Goal, data: FitData) -> Outcome
         )
     best = min(trials, key=lambda t: t.error)
     tried = ", ".join(f"{t.share:.0%}: {t.error:.3g}" for t in trials)
-    judged = len(data.calibration(model, shapes).held)
     notes = [
-        f"output error by how far pruning went, on {judged} samples not fitted to: "
+        f"output error by how far pruning went, on {len(held)} samples not fitted to: "
         f"{tried}; kept {best.share:.0%}",
         f"{len(found.calibration)} samples of {found.calibration.name} used in all",
     ]
@@ -138,6 +141,7 @@ def _trial(
     share: float,
     target: float,
     data: FitData,
+    judge: Judge,
 ) -> Trial:
     work = model.clone()
     work.meta.update(model.meta)
@@ -163,8 +167,7 @@ def _trial(
     macs = profile(work, shapes=now).totals.macs
     if macs > target:
         raise SqueezeError(f"{macs:,} MACs are the least that this mixture reaches")
-    error = _error(model, work, shapes, data)
-    return Trial(share, Outcome(work, changes, notes), macs, error)
+    return Trial(share, Outcome(work, changes, notes), macs, judge.error(work))
 
 
 def _given(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -186,16 +189,39 @@ def _pruned(
     return prune.transform(model, shapes, plan, fitting, data.seed)
 
 
-def _error(original: ir.Model, made: ir.Model, shapes: Shapes, data: FitData) -> float:
-    """Relative error of the outputs on calibration samples held out of every fit."""
-    judge = data.calibration(original, shapes).held
-    with TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("original.onnx", "made.onnx")]
-        for path, model in zip(paths, (original, made), strict=True):
-            ir.save(model, path, external_data=f"{path.stem}.data")
-        found = held_out(judge, "")(paths[0], paths[1])
-    assert found is not None
-    return found.relative_error
+class Judge:
+    """Relative error of outputs on calibration samples held out of every fit.
+
+    The original is opened and run once; its outputs are kept.
+    """
+
+    def __init__(self, original: ir.Model, data: Data) -> None:
+        self._data = data
+        self._outputs = list(self._run(original))
+        self._whole = sum(_square(a) for batch in self._outputs for a in batch)
+
+    def error(self, made: ir.Model) -> float:
+        """‖made − original‖ / ‖original‖ over all outputs; inf where not finite."""
+        pairs = zip(self._outputs, self._run(made), strict=True)
+        wrong = sum(
+            _square(np.subtract(b, a, dtype=np.float64))
+            for then, now in pairs
+            for a, b in zip(then, now, strict=True)
+        )
+        error = float(np.sqrt(wrong / (self._whole or 1.0)))
+        return error if np.isfinite(error) else float("inf")
+
+    def _run(self, model: ir.Model) -> Iterator[list[Array]]:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "judged.onnx"
+            ir.save(model, path, external_data="judged.data")
+            runner = session.create(path)
+            for batch in self._data:
+                yield [np.asarray(a) for a in runner.run(None, batch.inputs)]
+
+
+def _square(array: Array) -> float:
+    return float(np.square(array, dtype=np.float64).sum())
 
 
 def _merged(pruned: Sequence[Change], cut: Sequence[Change]) -> list[Change]:

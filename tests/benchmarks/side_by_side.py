@@ -3,9 +3,9 @@
     python tests/benchmarks/side_by_side.py [--zoo ../shared/zoo | --filled FOLDER]
 
 Each tool removes half of the channels by the L2 norm of the weights, without training:
-MACs left, whether the result passes the full checker, runs in onnxruntime and keeps its
+MACs left, whether the result passes the checker, runs in onnxruntime and keeps its
 output shape, accuracy on the labelled digits or images where there are any, seconds.
-torch-pruning (the extra `benchmarks`) gets a twin of the graph made of torch.nn modules;
+torch-pruning (extra `benchmarks`) gets a twin of the graph made of torch.nn modules;
 where the twin can't be built, or the extra is not installed, the line says so.
 """
 

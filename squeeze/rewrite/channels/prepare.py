@@ -42,9 +42,7 @@ def prepare(model: ir.Model, shapes: Shapes) -> Prepared:
     """Get `model` ready, in place. Outputs stay what they were for every input."""
     _look_through(model.graph)
     probe = _probe(model, shapes)
-    if _fold(model, shapes, probe):
-        shapes = shaping.infer(model, shapes.inputs)
-        probe = shaping.infer(model, probe.inputs)
+    _fold(model, shapes, probe)  # what is left keeps its shapes
     gathered = _gather_shuffles(model, shapes, probe)
     if gathered:
         shapes = shaping.infer(model, shapes.inputs)
@@ -97,12 +95,11 @@ def _probe(model: ir.Model, shapes: Shapes) -> Shapes:
     return shapes
 
 
-def _fold(model: ir.Model, shapes: Shapes, probe: Shapes) -> bool:
+def _fold(model: ir.Model, shapes: Shapes, probe: Shapes) -> None:
     """Make constant what is computed from shapes alone and never changes."""
     if not any(node.op_type in ("Shape", "Size") for node in model.graph):
-        return False
+        return
     one, two = shaping.fold(model, shapes), shaping.fold(model, probe)
-    changed = False
     for node in list(model.graph):
         if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
             continue
@@ -114,8 +111,6 @@ def _fold(model: ir.Model, shapes: Shapes, probe: Shapes) -> bool:
             continue
         add_initializer(model.graph, ir.Tensor(array, name=out.name), replaces=out)
         model.graph.remove(node, safe=True)
-        changed = True
-    return changed
 
 
 def _from_weights(value: ir.Value) -> bool:

@@ -112,7 +112,11 @@ def looking_at_data(function: F) -> F:
         click.option(
             "--eval-data", help="What to evaluate on: nothing is fitted to it."
         ),
-        click.option("--no-refit", is_flag=True, help="Don't repair by least squares."),
+        click.option(
+            "--no-refit",
+            is_flag=True,
+            help="Repair means and spreads alone, not by least squares.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)

@@ -298,7 +298,7 @@ class _Channels(Removing):
         """Whether layers count by what silencing them does to the outputs.
 
         That tells little of what a refit leaves: with one, shares of each layer's own
-        outputs lose less (cifar10_cnn at half of its MACs: 1 point against 8).
+        outputs lose less.
         """
         predicts = criteria.TABLE[self.plan.criterion].predicts_error
         return predicts and self.data is not None and not self.plan.refit

@@ -290,3 +290,79 @@ def test_training_between_rounds(tmp_path: Path) -> None:
     assert seen == [6, 5, 4, 3]
     (one,) = [c for c in result.changes if c.site == "one"]
     assert one.details["channels"] == [8, 3]
+
+
+# channel j of `graded_net` is above 0 at this share of the positions
+GRADES = [0.05, 0.15, 0.25, 0.35, 0.55, 0.75, 0.85, 0.95]
+
+
+def graded_net(path: Path, grades: list[float]) -> Path:
+    """Conv 1×1 of one channel in [0, 1), Relu, Conv: channel j is relu(x − (1 − g_j))."""
+    net = Net(["N", 1, 10, 10])
+    net.conv(1, 8, (1, 1), name="one")
+    weight, bias = net.weights[-2:]
+    for tensor, array in (
+        (weight, np.ones((8, 1, 1, 1))),
+        (bias, np.array(grades) - 1),
+    ):
+        value = array.astype(np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    net.node("Relu")
+    net.conv(8, 4, name="two")
+    return net.save(path)
+
+
+def even_inputs(path: Path) -> Path:
+    """Ten samples that together hold every hundredth of [0, 1) ten times."""
+    values = np.tile((np.arange(100) + 0.5) / 100, 10)
+    shuffled = np.random.default_rng(0).permutation(values)
+    np.savez(path, x=shuffled.reshape(10, 1, 10, 10).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("threshold", "left"), [("4%", 8), ("20%", 6), ("30%", 5), ("200", 6), ("351", 4)]
+)
+def test_a_threshold_is_a_count_or_a_share(
+    threshold: str, left: int, tmp_path: Path
+) -> None:
+    """A share of 30 % of 1,000 positions is the count 300: channels below it go."""
+    model = graded_net(tmp_path / "m.onnx", GRADES)
+    data = even_inputs(tmp_path / "x.npz")
+    words = ["--threshold", threshold, "--data", data, "--no-bench", "--samples", 10]
+    out = ["--eval-data", data, "-o", tmp_path / "o.onnx"]
+    found = invoke("prune", model, *words, *out)
+    assert channels(found)["one"] == [8, left]
+
+
+def test_outliers_are_those_two_deviations_below_the_mean(tmp_path: Path) -> None:
+    """Seven channels that fire about alike and one that seldom does: only that goes."""
+    grades = [0.7, 0.75, 0.8, 0.05, 0.7, 0.75, 0.8, 0.7]
+    model = graded_net(tmp_path / "m.onnx", grades)
+    data = even_inputs(tmp_path / "x.npz")
+    words = ["--by", "outlier", "--data", data, "--samples", 10, "--eval-data", data]
+    found = invoke("prune", model, *words, "--no-bench", "-o", tmp_path / "o.onnx")
+    assert channels(found)["one"] == [8, 7]
+    left = weights_of(tmp_path / "o.onnx").values()
+    assert not any(np.isclose(w, min(grades) - 1).any() for w in left)
+
+
+def test_native_rounding_fills_the_registers(tmp_path: Path) -> None:
+    """Counts that are left are multiples of what this processor adds at once."""
+    from squeeze.rewrite.channels.native import vector_floats
+
+    output = tmp_path / "o.onnx"
+    words = ["--macs", "60%", "--round-to", "native", "--no-bench", "-o", output]
+    found = invoke("prune", SAMPLES / "cifar10_cnn.onnx", *words)
+    left = [kept for _, kept in channels(found).values()]
+    assert vector_floats() in (4, 8, 16)
+    assert all(kept % vector_floats() == 0 for kept in left[:3])
+
+
+def test_a_latency_target_is_measured_and_met(tmp_path: Path) -> None:
+    """Channels go until the model, timed beside the original, takes half as long."""
+    output = tmp_path / "o.onnx"
+    model = SAMPLES / "cifar10_cnn.onnx"
+    found = invoke("prune", model, "--latency", "50%", "-o", output)
+    assert 0.01 < found["after"]["macs"] / found["before"]["macs"] < 0.8
+    assert found["latency"]["ratio"] < 0.8  # measured again, on a machine with noise

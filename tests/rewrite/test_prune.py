@@ -297,7 +297,7 @@ GRADES = [0.05, 0.15, 0.25, 0.35, 0.55, 0.75, 0.85, 0.95]
 
 
 def graded_net(path: Path, grades: list[float]) -> Path:
-    """Conv 1×1 of one channel in [0, 1), Relu, Conv: channel j is relu(x − (1 − g_j))."""
+    """Conv 1×1 of x in [0, 1), Relu, Conv: channel j is relu(x − (1 − g_j))."""
     net = Net(["N", 1, 10, 10])
     net.conv(1, 8, (1, 1), name="one")
     weight, bias = net.weights[-2:]

@@ -34,8 +34,17 @@ def add_product(rows: Array, total: Array) -> None:
 
 
 def mirrored(total: Array) -> Array:
-    """The whole of a symmetric matrix from what is on and above its diagonal."""
-    return np.asarray(np.triu(total) + np.triu(total, 1).T)
+    """The whole of a symmetric matrix from what is on and above its diagonal.
+
+    Block by block: a mask of the whole matrix costs more than what it masks.
+    """
+    whole = total.copy()
+    for start in range(0, len(total), NARROW):
+        part = slice(start, start + NARROW)
+        corner = total[part, part]
+        whole[part, part] = np.triu(corner) + np.triu(corner, 1).T
+        whole[part.stop :, part] = total[part, part.stop :].T
+    return whole
 
 
 def _pairs(blocks: int) -> Iterator[tuple[int, int]]:

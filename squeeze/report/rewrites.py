@@ -103,7 +103,10 @@ def totals_table(result: Result) -> Table:
         rows += _fidelity_rows(found)
     columns = [Column("", "left"), Column("before"), Column("after"), Column("remains")]
     where = f" → {result.output}" if result.output else ", nothing written"
-    return Table(f"{result.input}{where}", columns, rows, list(result.notes))
+    notes = list(result.notes)
+    if found:
+        notes.append(f"outputs compared on {found.samples} samples: {found.split}")
+    return Table(f"{result.input}{where}", columns, rows, notes)
 
 
 def _fidelity_rows(found: Any) -> list[list[str]]:

@@ -254,7 +254,12 @@ def _budgeted(
     choice: Choice,
     stats: Mapping[str, Stats],
 ) -> list[_Planned]:
-    """Ranks by the allocator, over all layers that may be touched."""
+    """Ranks by the allocator, over all layers that may be touched.
+
+    Layers count alike. Weights by what a small error in one layer does to the outputs
+    miss that later layers are fitted to make up for it: they shield early layers too
+    much (cifar10_cnn at 24.5 % of its MACs: output error 0.156 against 0.139).
+    """
     totals = profile(model, shapes=shapes).totals
     whole = Cost(totals.macs, totals.flops, totals.params)
     key = choice.goal.budget

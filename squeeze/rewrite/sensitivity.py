@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze import session
-from squeeze.calibrate.data import Data
+from squeeze.calibrate.data import Data, fixed_batch
 from squeeze.cost import profile
 from squeeze.model import node_name
 from squeeze.rewrite.channels import choose
@@ -76,21 +76,29 @@ def _least(family: Family, scores: Array) -> Array:
 def _errors(trace: Trace, silenced: Sequence[Array], data: Data) -> Array:
     """Relative squared error of the outputs for each silenced set, alone."""
     gates, model = _gated(trace)
-    spent = profile(trace.model, shapes=trace.shapes).totals.macs * len(silenced)
-    count = min(max(MACS // max(spent, 1), LEAST_SAMPLES), SAMPLES, len(data))
     masks = [trace.full, *(_without(trace, units) for units in silenced)]
     sums = np.zeros((len(masks), 2))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "gated.onnx"
         ir.save(model, path, external_data="gated.data")
         runner = session.create(path)
-        for batch in data.take(np.arange(count)):
+        for batch in _few(trace, len(silenced), data):
             then = None
             for row, keep in enumerate(masks):
                 now = runner.run(None, {**batch.inputs, **_feeds(gates, keep)})
                 then = now if then is None else then
                 sums[row] += _gap(then, now)
     return np.asarray(sums[1:, 0] / (sums[1:, 1] + np.finfo(float).tiny))
+
+
+def _few(trace: Trace, runs: int, data: Data) -> Data:
+    """As many samples as the runs may cost, in whole batches where those are fixed."""
+    batch = fixed_batch(trace.model) or 1
+    macs = profile(trace.model, shapes=trace.shapes).totals.macs // batch
+    count = min(max(MACS // max(macs * runs, 1), LEAST_SAMPLES), SAMPLES)
+    return data.take(
+        np.arange(min(-(-count // batch) * batch, len(data) // batch * batch))
+    )
 
 
 def _without(trace: Trace, units: Array) -> Array:

@@ -74,6 +74,25 @@ def dead_net(silent: int) -> Net:
     return net
 
 
+@pytest.mark.parametrize("batch", [48, 96])
+def test_layers_are_weighed_at_a_fixed_batch(tmp_path: Path, batch: int) -> None:
+    """What the outputs feel of each layer is measured on whole batches."""
+    net = Net([batch, 3, 8, 8])
+    net.conv(3, 8, name="one")
+    net.node("Relu")
+    net.conv(8, 8, name="two")
+    net.node("Relu")
+    net.conv(8, 4, name="three")
+    model = net.save(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((700, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    found = invoke(
+        "prune", model, "--macs", "50%", "--data", tmp_path / "d.npz",
+        "--round-to", 1, "--no-refit", "-o", tmp_path / "out.onnx", "--no-bench",
+    )  # fmt: skip
+    assert found["after"]["macs"] <= found["before"]["macs"] / 2
+
+
 @pytest.mark.parametrize("silent", [0, 3, 8])
 def test_dead_convolution_channels(tmp_path: Path, silent: int) -> None:
     """Dead channels go, never the last one; with none dead nothing does."""

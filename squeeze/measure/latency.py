@@ -2,10 +2,11 @@
 
 Time is taken in rounds. Each round makes fresh sessions, warms them up, and runs the
 models in turns (A B A B …), a slice of back-to-back runs each. Slices, because a
-session's threads go on spinning for some 30 ms after a run, and because another
-model's weights push its own out of the caches: single runs in turn would time the
-neighbour. What is timed is what plain back-to-back timing with onnxruntime's defaults
-gives.
+session's threads go on spinning for some 30 ms after a run, because threads that were
+at rest share one core for up to 60 ms before the system spreads them, and because
+another model's weights push its own out of the caches: single runs in turn would time
+the neighbour. What is timed is what plain back-to-back timing with onnxruntime's
+defaults gives.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ LEAST_ROUNDS = 4
 SLICES = 4  # turns per round
 LEAST_SLICES = 2
 SLICE_SECONDS = 0.01  # least, where a run is shorter
+THREADS_SLICE_SECONDS = 0.05  # least, where each slice begins with `AWAKE_SECONDS`
 SPIN_SECONDS = 0.04  # how long a session's threads spin on, about
+AWAKE_SECONDS = 0.08  # of runs after a rest until threads have cores of their own
 STABLE = 0.97  # a model is warm when its time falls by less
 SETTLED = 0.2  # threads are at rest below this share of one core
 NOISY = 1.5  # 95 % quantile ÷ median from which a machine is called noisy
@@ -229,20 +232,40 @@ def _timing(path: Path, rounds: Sequence[Sequence[Array]]) -> Timing:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A candidate with a session, warmed up: seconds per run, and runs per slice."""
+    """A candidate with a session, warmed up: seconds per run, and runs per slice.
+
+    `alone`: no other model's slices come between. `awake`: seconds of untimed runs
+    with which a slice begins.
+    """
 
     candidate: Candidate
     runner: Session
     clock: Callable[[], float]
     seconds: float
     count: int
+    alone: bool
+    awake: float
 
     def slice(self) -> Array:
         """Seconds of `count` runs, back to back."""
-        _settle()
-        if self.seconds < SPIN_SECONDS:  # caches and threads as in the midst of a loop
-            _times(self.runner, self.candidate, self.clock, 2)
+        if not self.alone:
+            _settle()
+            self._wake()
         return _times(self.runner, self.candidate, self.clock, self.count)
+
+    def _wake(self) -> None:
+        """Runs until caches and threads are as in the midst of a loop."""
+        end = time.perf_counter() + self.awake
+        if self.seconds < SPIN_SECONDS:
+            _times(self.runner, self.candidate, self.clock, 2)
+        while time.perf_counter() < end:
+            _times(self.runner, self.candidate, self.clock, 1)
+
+    @property
+    def cost(self) -> float:
+        """Seconds that a slice takes, about."""
+        rest = self.awake and SPIN_SECONDS + max(self.awake, self.seconds)
+        return rest + self.count * self.seconds
 
 
 def measure(
@@ -257,6 +280,8 @@ def measure(
     start = time.perf_counter()
     slots = _open(candidates, settings)
     made = time.perf_counter() - start
+    if any(slot.awake for slot in slots):
+        made += LEAST_SLICES * sum(slot.cost for slot in slots)
     rounds = int(np.clip(settings.seconds / max(made, 1e-9), LEAST_ROUNDS, ROUNDS))
     for index in range(rounds):
         # a round's sessions are gone before the next one's are made: big models
@@ -285,7 +310,7 @@ def _turns(slots: Sequence[_Slot], settings: Settings, rounds: int) -> int:
     if settings.runs is not None:
         least = min(slot.count for slot in slots)
         return max(1, -(-settings.runs // (rounds * least)))
-    whole = sum(slot.count * slot.seconds for slot in slots)
+    whole = sum(slot.cost for slot in slots)
     return int(np.clip(settings.seconds / rounds / whole, LEAST_SLICES, SLICES))
 
 
@@ -296,20 +321,23 @@ def _open(candidates: Sequence[Candidate], settings: Settings) -> list[_Slot]:
         runner = session.open_model(
             candidate.path, threads=settings.threads, provider_name=settings.provider
         )
-        share = _slice_seconds(settings, len(candidates))
+        share, awake = _slice_seconds(settings, len(candidates))
         each = _warm_up(runner, candidate, clock, limit=5 * share)
         count = int(np.clip(share / each, 1, 10_000))
         if settings.runs is not None:
             count = int(np.clip(settings.runs // (ROUNDS * SLICES), 1, count))
-        slots.append(_Slot(candidate, runner, clock, each, count))
+        alone = len(candidates) == 1
+        slots.append(_Slot(candidate, runner, clock, each, count, alone, awake))
     return slots
 
 
-def _slice_seconds(settings: Settings, models: int) -> float:
-    """What a slice may take, its waiting for idle threads left out."""
-    waiting = SPIN_SECONDS if settings.threads != 1 and models > 1 else 0.0
-    share = settings.seconds / (ROUNDS * SLICES * models) - waiting
-    return max(share, SLICE_SECONDS)
+def _slice_seconds(settings: Settings, models: int) -> tuple[float, float]:
+    """What a slice may take, and the untimed runs that it begins with."""
+    share = settings.seconds / (ROUNDS * SLICES * models)
+    if settings.threads == 1 or models == 1:
+        return max(share, SLICE_SECONDS), 0.0
+    share -= SPIN_SECONDS + AWAKE_SECONDS
+    return max(share, THREADS_SLICE_SECONDS), AWAKE_SECONDS
 
 
 def _warm_up(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -18,6 +19,8 @@ from tests.builders import SAMPLES
 CIFAR = str(SAMPLES / "cifar10_cnn.onnx")
 DIGITS = str(SAMPLES / "digits_cnn.onnx")
 DRY = ["--dry-run", "--no-simplify"]
+DATA = ["--data", str(SAMPLES / "digits.npz"), "--samples", "64"]
+TORCH = find_spec("torch") is not None
 RES = ["--multiplier", "0.5", "--adapt", "pool"]
 CHROMIUM = next(
     (
@@ -49,11 +52,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         "width": ["width", CIFAR, "--multiplier", "0.5", *DRY],
         "resolution": ["resolution", CIFAR, *RES, *DRY],
         "factorize": ["factorize", DIGITS, "--macs", "70%", *DRY],
+        "prune": ["prune", DIGITS, "--macs", "70%", *DRY],
+        "shrink": ["shrink", DIGITS, "--macs", "70%", *DATA, *DRY],
         "check": ["check", CIFAR, "--max-macs", "1G"],
         "rules": ["rules"],
         "block": ["rules", "effnet"],
         "device": ["rules", "cortex-m7"],
     }
+    if TORCH:
+        small = str(folder / "small.onnx")
+        _run("width", DIGITS, "--multiplier", "0.5", "--no-bench", "-o", small)
+        commands["distill"] = ["distill", small, "--teacher", DIGITS, *DATA[:2]]
+        commands["distill"] += ["--epochs", "1"]
     return {
         name: (
             folder / f"{name}.html",
@@ -64,8 +74,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
 
 
 DRAWN = ["convert", "profile", "compare", "bench", "layers", "width"]
-PLAIN = ["resolution", "factorize", "check", "rules", "block"]
-COMMANDS = [*DRAWN, *PLAIN, "device"]
+PLAIN = ["resolution", "factorize", "prune", "shrink", "check", "rules", "block"]
+COMMANDS = [*DRAWN, *PLAIN, "device", *(["distill"] if TORCH else [])]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

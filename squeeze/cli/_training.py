@@ -110,15 +110,20 @@ def parsed(pairs: Sequence[str], seed: int) -> Any:
     @settings
     def command(**given: Any) -> None: ...
 
-    arguments = []
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        arguments += [f"--{name.strip()}", *([value.strip()] if equals else [])]
     try:
-        context = command.make_context("--train", arguments)
+        context = command.make_context("--train", _arguments(pairs))
     except click.UsageError as error:
         raise click.UsageError(f"--train: {error.format_message()}") from error
     return read({**context.params, "seed": seed})
+
+
+def _arguments(pairs: Sequence[str]) -> list[str]:
+    """OPTION=VALUE pairs as words of a command line; a flag has no value."""
+    words = []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        words += [f"--{name.strip()}", *([value.strip()] if equals else [])]
+    return words
 
 
 def trainer(model: Path, output: Path, given: Mapping[str, Any]) -> Any:
@@ -172,16 +177,15 @@ def between(model: Path, given: Mapping[str, Any]) -> Callable[[Any], Any]:
     from squeeze.recover import distill
 
     chosen = parsed(given["training"], given["seed"])
-    shapes = options.shapes_of(given["input_shapes"])
+    teacher = models.load(model)
+    known = shaping.infer(teacher, options.shapes_of(given["input_shapes"]))
+    data, judged = (
+        open_data(spec, teacher, known, options.images()) if spec else None
+        for spec in (given["data"], given["eval_data"])
+    )
+    assert data is not None
 
     def train(student: Any) -> Any:
-        teacher = models.load(model)
-        known = shaping.infer(teacher, shapes)
-        data, judged = (
-            open_data(spec, teacher, known, options.images()) if spec else None
-            for spec in (given["data"], given["eval_data"])
-        )
-        assert data is not None
         with progress() as shown:
             done = distill(
                 student, teacher, data, chosen, evaluation=judged, progress=shown
@@ -193,13 +197,11 @@ def between(model: Path, given: Mapping[str, Any]) -> Callable[[Any], Any]:
 
 def _resuming(files: Any, given: Mapping[str, Any]) -> str:
     """The command that goes on where this one was interrupted."""
-    pairs = [p.partition("=") for p in given["training"]]
     words = [str(files.student), "--teacher", str(files.teacher)]
     words += ["--data", given["data"], "-o", str(files.writes)]
     words += ["--eval-data", given["eval_data"]] if given["eval_data"] else []
     words += ["--seed", str(given["seed"])] if given["seed"] else []
-    for name, equals, value in pairs:
-        words += [f"--{name.strip()}", *([value.strip()] if equals else [])]
+    words += _arguments(given["training"])
     return shlex.join(["squeeze", "distill", *words, "--resume"])
 
 

@@ -63,7 +63,7 @@ CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
 @click.option(
     "--distill-between",
     is_flag=True,
-    help="Between rounds, train what is left to do what MODEL does (--train l1=0.001 "
+    help="Between rounds, train what is left to do what MODEL does (--train l1=0.1 "
     "lets more channels die).",
 )
 @click.option(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from squeeze import model as models
 from squeeze.errors import SqueezeError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Session: TypeAlias = Any  # onnxruntime.InferenceSession, which has no types
 
@@ -55,6 +60,19 @@ def create(
         options.add_session_config_entry(OUTSIDE, f"{optimised_to.name}.data")
     given = str(model) if isinstance(model, Path) else model
     return ort.InferenceSession(given, options, providers=list(providers))
+
+
+def of(model: ir.Model, *, optimize: bool = True, spin: bool = True) -> Session:
+    """`create` for a model in memory; through a file where protobuf is too small."""
+    import onnx_ir as ir
+
+    if models.proto_bytes(model) < models.INLINE_LIMIT:
+        proto = ir.to_proto(model).SerializeToString()
+        return create(proto, optimize=optimize, spin=spin)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.data")
+        return create(path, optimize=optimize, spin=spin)
 
 
 def provider(name: str) -> str:

@@ -18,17 +18,14 @@ a compressed network against targets from the original (Zhang et al. 2015, §3.3
 
 from __future__ import annotations
 
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from squeeze import model as models
 from squeeze.calibrate.data import Batch, Data, fixed_batch
 from squeeze.calibrate.extend import Extension, Rows, Sums, merged
 from squeeze.calibrate.gram import add_product, mirrored
@@ -399,13 +396,7 @@ def _session(model: ir.Model) -> Any:
     from squeeze import session
 
     try:
-        if models.proto_bytes(model) < models.INLINE_LIMIT:
-            proto = ir.to_proto(model).SerializeToString()
-            return session.create(proto, spin=False)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "statistics.onnx"
-            ir.save(model, path, external_data="statistics.data")
-            return session.create(path, spin=False)
+        return session.of(model, spin=False)
     except Exception as error:  # onnxruntime raises many kinds
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(

@@ -61,8 +61,9 @@ def affine_axis(node: ir.Node) -> int:
     return TABLE[node.op_type].axis
 
 
-def weight_of(node: ir.Node) -> Array | None:
-    value = node.inputs[1] if len(node.inputs) > 1 else None
+def weight_of(node: ir.Node, operand: int = 1) -> Array | None:
+    """A constant input of a node, None where there is none."""
+    value = node.inputs[operand] if len(node.inputs) > operand else None
     if value is None or value.const_value is None:
         return None
     return value.const_value.numpy()

@@ -25,6 +25,7 @@ from squeeze.calibrate.stats import (
     Window,
     gather,
 )
+from squeeze.rewrite.affine import weight_of
 from squeeze.rewrite.channels import Trace, axes_of
 from squeeze.rewrite.channels.trace import Sink
 from squeeze.rewrite.fit.solve import damping
@@ -133,13 +134,6 @@ def _norm(power: int) -> Callable[[Context], Array]:
         return np.asarray(total ** (1 / power))
 
     return score
-
-
-def weight_of(node: ir.Node, operand: int) -> Array | None:
-    value = node.inputs[operand]
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
 
 
 # -- activations --------------------------------------------------------------------

@@ -18,6 +18,7 @@ from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
 from squeeze.measure import latency
 from squeeze.rewrite import criteria
+from squeeze.rewrite.affine import weight_of
 from squeeze.rewrite.channels import changes as views
 from squeeze.rewrite.channels import choose, prepare, trace
 from squeeze.rewrite.channels.choose import Cell, Floors
@@ -371,7 +372,7 @@ class _Channels(Removing):
         """Perturb weights by rand(shape)·(1 − var(weights)) (thesis §2.2.2)."""
         rng = np.random.default_rng([self.seed, number])
         for node in model.graph:
-            weight = criteria.weight_of(node, 1) if len(node.inputs) > 1 else None
+            weight = weight_of(node)
             if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and (
                 weight is not None
             ):
@@ -432,18 +433,13 @@ def difference(before: Network, after: Network, data: Data) -> float:
     """Largest absolute difference of any output over the data."""
     from squeeze import session
 
-    runners = []
-    with TemporaryDirectory() as folder:
-        for number, net in enumerate((before, after)):
-            path = Path(folder) / f"{number}.onnx"
-            ir.save(net.model, path, external_data=f"{number}.data")
-            runners.append(session.create(path, optimize=False))
-        worst = 0.0
-        for batch in data:
-            one, two = (r.run(None, batch.inputs) for r in runners)
-            for a, b in zip(one, two, strict=True):
-                gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
-                worst = max(worst, float(gap.max(initial=0.0)))
+    runners = [session.of(net.model, optimize=False) for net in (before, after)]
+    worst = 0.0
+    for batch in data:
+        one, two = (r.run(None, batch.inputs) for r in runners)
+        for a, b in zip(one, two, strict=True):
+            gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+            worst = max(worst, float(gap.max(initial=0.0)))
     return worst
 
 

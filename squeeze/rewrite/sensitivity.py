@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -78,16 +76,13 @@ def _errors(trace: Trace, silenced: Sequence[Array], data: Data) -> Array:
     gates, model = _gated(trace)
     masks = [trace.full, *(_without(trace, units) for units in silenced)]
     sums = np.zeros((len(masks), 2))
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "gated.onnx"
-        ir.save(model, path, external_data="gated.data")
-        runner = session.create(path)
-        for batch in _few(trace, len(silenced), data):
-            then = None
-            for row, keep in enumerate(masks):
-                now = runner.run(None, {**batch.inputs, **_feeds(gates, keep)})
-                then = now if then is None else then
-                sums[row] += _gap(then, now)
+    runner = session.of(model)
+    for batch in _few(trace, len(silenced), data):
+        then = None
+        for row, keep in enumerate(masks):
+            now = runner.run(None, {**batch.inputs, **_feeds(gates, keep)})
+            then = now if then is None else then
+            sums[row] += _gap(then, now)
     return np.asarray(sums[1:, 0] / (sums[1:, 1] + np.finfo(float).tiny))
 
 

@@ -13,8 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -212,12 +210,9 @@ class Judge:
         return error if np.isfinite(error) else float("inf")
 
     def _run(self, model: ir.Model) -> Iterator[list[Array]]:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "judged.onnx"
-            ir.save(model, path, external_data="judged.data")
-            runner = session.create(path)
-            for batch in self._data:
-                yield [np.asarray(a) for a in runner.run(None, batch.inputs)]
+        runner = session.of(model)
+        for batch in self._data:
+            yield [np.asarray(a) for a in runner.run(None, batch.inputs)]
 
 
 def _square(array: Array) -> float:

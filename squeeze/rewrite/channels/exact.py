@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -190,19 +188,16 @@ def extremes(
         outputs += _reduced(work.graph, value, rank, axis % rank, old)
     work.graph.outputs.clear()
     work.graph.outputs.extend(outputs)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "extremes.onnx"
-        ir.save(work, path, external_data="extremes.data")
-        runner = session.create(path, optimize=False)
-        results = None
-        for batch in data:
-            arrays = [np.asarray(a) for a in runner.run(None, batch.inputs)]
-            if results is None:
-                results = arrays
-            else:
-                for i, array in enumerate(arrays):
-                    merge = np.minimum if i % 2 == 0 else np.maximum
-                    results[i] = merge(results[i], array)
+    runner = session.of(work, optimize=False)
+    results = None
+    for batch in data:
+        arrays = [np.asarray(a) for a in runner.run(None, batch.inputs)]
+        if results is None:
+            results = arrays
+        else:
+            for i, array in enumerate(arrays):
+                merge = np.minimum if i % 2 == 0 else np.maximum
+                results[i] = merge(results[i], array)
     assert results is not None
     return {
         key: Extremes(results[2 * i], results[2 * i + 1]) for i, key in enumerate(keys)

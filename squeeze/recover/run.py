@@ -18,6 +18,7 @@ from squeeze.recover import checkpoint as checkpoints
 from squeeze.recover import norms
 from squeeze.recover.check import relative, verify
 from squeeze.recover.feed import Fed, Feed, Inputs, read, resized
+from squeeze.recover.memory import keep_freed
 from squeeze.recover.module import GraphModule, to_torch, write_back
 from squeeze.recover.objective import (
     BlockObjective,
@@ -77,6 +78,7 @@ def distill(
     """
     options = options or Options()
     started = time.monotonic()
+    keep_freed()
     _check_inputs(student, teacher)
     training, held = (
         hold_out(data) if evaluation is None else (data, evaluation.sample(HELD_OUT))

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from squeeze import session  # noqa: E402
 from squeeze.model import normalize  # noqa: E402
 from squeeze.recover import to_torch  # noqa: E402
-from squeeze.recover.ops import TABLE  # noqa: E402
+from squeeze.recover.objective import mean_squared  # noqa: E402
+from squeeze.recover.ops import TABLE, Op  # noqa: E402
 
 from .op_cases import CASES, Case  # noqa: E402
 
@@ -75,3 +76,42 @@ def test_gradient_equals_finite_differences(case):
     assert torch.autograd.gradcheck(
         function, tuple(smooth.values()), eps=1e-6, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (3, 1, 2)]
+)
+def test_depthwise_in_bfloat16_is_what_float32_gives(
+    multiplier: int, kernel: int, stride: int, dilation: int
+):
+    """Every form of a depthwise convolution, and its gradients, in half the bits."""
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(size=(4, 8, 9, 9)).astype(np.float32))
+    w = rng.normal(size=(8 * multiplier, 1, kernel, kernel)).astype(np.float32)
+    settings = {"group": 8, "strides": [stride] * 2, "dilations": [dilation] * 2}
+
+    def run(narrow: bool) -> list[torch.Tensor]:
+        own = [x.clone().requires_grad_(), torch.tensor(w, requires_grad=True)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            y = TABLE["Conv"](Op("Conv", 18, settings, 1), *own)
+        return [y, *torch.autograd.grad(y.float().square().sum(), own)]
+
+    for narrow, wide in zip(run(True), run(False), strict=True):
+        assert (narrow.float() - wide).norm() < 0.02 * wide.norm()
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_the_feature_loss_is_squared_error_over_variance(kind: torch.dtype):
+    """Its value and its gradient, with the sums in float32 at least."""
+    rng = np.random.default_rng(0)
+    own = torch.tensor(rng.normal(size=(8, 4, 5, 5)), dtype=kind, requires_grad=True)
+    target = torch.tensor(rng.normal(3, 2, size=(8, 4, 5, 5)), dtype=kind)
+    wide = own.detach().double().requires_grad_()
+    expected = (wide - target).square().mean() / target.double().var(correction=0)
+    expected.backward()
+    found = mean_squared(own, target)
+    found.backward()
+    tolerance = 1e-6 if kind == torch.float64 else 1e-2
+    assert found.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert (own.grad - wide.grad).norm() < tolerance * wide.grad.norm()

@@ -26,6 +26,7 @@ from squeeze.recover.objective import (
     log_probabilities,
     output_loss,
 )
+from squeeze.recover.optimizer import Optimizer
 from squeeze.recover.options import Epoch, Options, Progress, Score
 
 WARM_UP = 0.15  # share of a phase in which the learning rate rises
@@ -137,8 +138,7 @@ class Trainer:
         """One update; False where the loss is no number any more."""
         options, cursor = self.setting.options, self.cursor
         done = self._done(phase)
-        for group in self._optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule(done)
+        self._optimizer.set_rate(options.learning_rate * schedule(done))
         if options.augment:
             seed = (options.seed, cursor.phase, cursor.step)
             mix = options.mix and not options.label_weight  # a blend has no label
@@ -169,7 +169,7 @@ class Trainer:
                 loss = phase.objective(part.to(self.setting.device)) * weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        trained = [p for g in self._optimizer.param_groups for p in g["params"]]
+        trained = self._optimizer.parameters
         norm = torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
         return total if math.isfinite(float(norm)) else math.nan
 
@@ -177,22 +177,18 @@ class Trainer:
         kind = self.setting.device.type
         return torch.autocast(kind, torch.bfloat16, enabled=self.setting.autocast)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Decay for weights alone: biases, scales and offsets keep their size."""
-        if self.cursor.phase >= len(self.phases):
-            return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-        names = set(self.phases[self.cursor.phase].parameters)
+    def _make_optimizer(self) -> Optimizer:
+        """For what the phase trains; everything else stands still."""
+        names = set[str]()
+        if self.cursor.phase < len(self.phases):
+            names.update(self.phases[self.cursor.phase].parameters)
         chosen = []
         for name, parameter in self.setting.student.named_parameters():
-            used = name in names or name.startswith("norms.")
+            used = bool(names) and (name in names or name.startswith("norms."))
             parameter.requires_grad_(used)
             chosen += [parameter] if used else []
-        decay = self.setting.options.weight_decay
-        groups = [
-            {"params": [p for p in chosen if p.dim() > 1], "weight_decay": decay},
-            {"params": [p for p in chosen if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([g for g in groups if g["params"]])
+        options = self.setting.options
+        return Optimizer(chosen, options.learning_rate, options.weight_decay)
 
     def _follow(self) -> None:
         """A moving average over about two epochs, quicker at the beginning."""

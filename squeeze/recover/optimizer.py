@@ -21,14 +21,17 @@ class Optimizer:
     """Both, behind the part of PyTorch's interface that training uses.
 
     Layers that mix channels are Muon's. Depthwise kernels, scales and biases are
-    AdamW's, and so are matrices that are large on both sides. Decay is for weights
-    alone: biases, scales and offsets keep their size.
+    AdamW's, and so are matrices that are large on both sides. All are, where channels
+    are to die (`sparse`): an orthogonal update keeps every one of them alive. Decay is
+    for weights alone: biases, scales and offsets keep their size.
     """
 
-    def __init__(self, parameters: Parameters, rate: float, decay: float) -> None:
+    def __init__(
+        self, parameters: Parameters, rate: float, decay: float, sparse: bool = False
+    ) -> None:
         chosen = list(parameters)
-        matrices = [p for p in chosen if is_matrix(p)]
-        rest = [p for p in chosen if not is_matrix(p)]
+        matrices = [p for p in chosen if is_matrix(p) and not sparse]
+        rest = [p for p in chosen if not is_matrix(p) or sparse]
         groups = [
             {"params": [p for p in rest if p.dim() > 1], "weight_decay": decay},
             {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},

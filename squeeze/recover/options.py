@@ -10,6 +10,7 @@ from typing import Literal
 Loss = Literal["auto", "soft", "mse"]
 Device = Literal["auto", "cpu", "cuda"]
 FEATURE_WEIGHT = 0.1  # of the replaced sites' outputs, beside the network's outputs
+MIX_EPOCHS = 30
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -17,15 +18,16 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Options:
     """How to distil; the defaults work unattended.
 
-    `epochs` counts passes over the training samples, all phases together, and
-    `minutes` takes its place; by default as many as make 2,000 updates, at least 15
-    and at most 100. `batch` is 128 by default, less for few samples. `loss` "auto"
-    is soft targets for class scores and mean squared error for everything else.
-    `temperature` softens both networks' scores (Hinton et al. 2015). `l1` weighs the
-    mean magnitude of every activation (thesis §2.2.2). `augment` shifts, mirrors and,
-    with `mix`, blends images. `block_share` is the part of the schedule in which
-    replaced sites learn one by one. `patience` is in epochs without gain: by default
-    a third of them, at least 8.
+    `epochs` counts passes over the training samples, all phases together, and `minutes`
+    takes its place; by default as many as make 2,000 updates, at least 20 and at most
+    100. `batch` is 128 by default, less for few samples. `loss` "auto" is soft targets
+    for class scores and mean squared error for everything else. `temperature` softens
+    both networks' scores (Hinton et al. 2015). `l1` weighs the mean magnitude of every
+    activation (thesis §2.2.2). `augment` shifts, mirrors and, with `mix`, blends
+    images: by default where each is seen 30 times or more, since before that a plain
+    image teaches more. `block_share` is the part of the schedule in which replaced
+    sites learn one by one. `patience` is in epochs without gain: by default a third of
+    them, at least 8.
     """
 
     epochs: int = 0
@@ -41,7 +43,7 @@ class Options:
     block_share: float = 0.2
     batch_norm: bool | None = None
     augment: bool = True
-    mix: bool = True
+    mix: bool | None = None
     device: Device = "auto"
     precision: Precision = "auto"
     patience: int | None = None
@@ -51,12 +53,16 @@ class Options:
         """With the schedule that this many training samples ask for."""
         batch = self.batch or min(128, max(16, samples // 16))
         updates = max(samples // batch, 1)
-        epochs = self.epochs or min(max(math.ceil(2000 / updates), 15), 100)
+        epochs = self.epochs or min(max(math.ceil(2000 / updates), 20), 100)
         weight = self.feature_weight
         if weight is None:  # features hold up what the L1 term is to let go
             weight = 0.0 if self.l1 else FEATURE_WEIGHT
         return dataclasses.replace(
-            self, epochs=epochs, batch=batch, feature_weight=weight
+            self,
+            epochs=epochs,
+            batch=batch,
+            feature_weight=weight,
+            mix=epochs >= MIX_EPOCHS if self.mix is None else self.mix,
         )
 
 

@@ -141,7 +141,7 @@ class Trainer:
         self._optimizer.set_rate(options.learning_rate * schedule(done))
         if options.augment:
             seed = (options.seed, cursor.phase, cursor.step)
-            mix = options.mix and not options.label_weight  # a blend has no label
+            mix = bool(options.mix and not options.label_weight)  # a blend has no label
             fed = Fed(augment(fed.inputs, seed, mix), fed.labels)
         loss = self._gradients(phase, fed)
         if not math.isfinite(loss):
@@ -188,7 +188,9 @@ class Trainer:
             parameter.requires_grad_(used)
             chosen += [parameter] if used else []
         options = self.setting.options
-        return Optimizer(chosen, options.learning_rate, options.weight_decay)
+        return Optimizer(
+            chosen, options.learning_rate, options.weight_decay, sparse=options.l1 > 0
+        )
 
     def _follow(self) -> None:
         """A moving average over about two epochs, quicker at the beginning."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from squeeze import model as models
-from squeeze.errors import SqueezeError, UsageError, nearest
+from squeeze.errors import SqueezeError, UsageError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -87,8 +87,8 @@ def provider(name: str) -> str:
     found = names.get(short(name.lower()))
     if found is None:
         raise UsageError(
-            f"this onnxruntime has no provider {name!r}{nearest(name.lower(), names)}; "
-            f"it has {', '.join(names)}; install the onnxruntime package that has it"
+            f"this onnxruntime has no provider {name!r}, only {', '.join(names)}; "
+            "install the onnxruntime package that has it"
         )
     return found
 

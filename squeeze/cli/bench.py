@@ -94,7 +94,8 @@ def _measure(model: tuple[Path, ...], given: dict[str, Any]) -> Any:
 
     paths = list(model)
     if given["baseline"]:
-        paths = [given["baseline"], *(p for p in paths if p != given["baseline"])]
+        others = [p for p in paths if p != given["baseline"]]
+        paths = [given["baseline"], *(others or paths)]
     settings = latency.Settings(
         seconds=given["seconds"],
         runs=given["runs"],

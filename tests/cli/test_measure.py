@@ -34,6 +34,17 @@ def test_bench_reports_models_and_ratios(capsys: pytest.CaptureFixture[str]) -> 
     assert other["macs"] == 39_559_168
 
 
+def test_bench_against_itself_shows_the_noise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The baseline is listed once beside others, twice where it is all there is."""
+    given = ["--runs", "16", "--seconds", "0.2", "--threads", "1", "--json"]
+    for models in ([DIGITS], [DIGITS, CIFAR]):
+        assert run(["bench", *models, "--baseline", DIGITS, *given]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert len(report["models"]) == 2
+
+
 def test_bench_layers_share_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
     """--layers gives lines that sum to the run, with MACs and GFLOP/s."""
     assert run(["bench", CIFAR, "--layers", "--seconds", "0.2", "--json"]) == 0

@@ -1,40 +1,36 @@
-"""The PyTorch interpreter on whole networks: `python tests/benchmarks/interpreter.py`.
+"""The PyTorch interpreter on whole networks.
 
-For every .onnx file of a folder of graphs (default: the zoo beside the checkout, whose
-graphs may come without weights, and onnx's own light models): the largest difference
-from onnxruntime's outputs, nodes that run in onnxruntime, and whether one step of
+    python -m tests.benchmarks.interpreter [--zoo FOLDER] [MODEL …]
+
+For every graph of the zoo and onnx's own light models: the largest difference from
+onnxruntime's outputs, nodes that run in onnxruntime, and whether one step of
 training reaches every weight and lowers the loss. Baseline: 1e-4, none, all. (The
 light models' weights are all equal, so their classes are too, and nothing moves.)
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
 from squeeze import load, shapes
 from squeeze.errors import SqueezeError
 from squeeze.recover import GraphModule, to_torch, verify
-
-ROOT = Path(__file__).parents[2]
-LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+from tests.benchmarks import zoo
+from tests.benchmarks.graphs import LIGHT
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--graphs", type=Path, default=ROOT / "../shared/zoo")
-    parser.add_argument("--light", type=Path, default=LIGHT)
-    options = parser.parse_args()
+    given = zoo.arguments(__doc__).parse_args()
+    light = [] if given.models else sorted(LIGHT.glob("*.onnx"))
     print(
         "| graph | difference | weights | in onnxruntime | reached | step | seconds |"
     )
     print("|---|---:|---:|---|---:|---:|---:|")
-    for path in sorted([*options.graphs.glob("*.onnx"), *options.light.glob("*.onnx")]):
+    for path in [*zoo.paths(given), *light]:
         started = time.perf_counter()
         try:
             cells = row(path)

@@ -183,7 +183,6 @@ class Extension:
 
     parts: tuple[ir.Model, list[dict[str, ir.Value]]]
     shapes: Sequence[Shapes]
-    positions: int
     feeds: dict[Any, Feed] = field(default_factory=dict)
     outputs: list[ir.Value] = field(default_factory=list)
     made: dict[Any, Any] = field(default_factory=dict)
@@ -200,19 +199,25 @@ class Extension:
             return prod(columns.window.grid(size) if columns.window else size)
         return prod(shape[:-1]) // self._samples()
 
-    def rows(self, columns: Columns) -> Rows:
-        """Channel vectors at sampled positions."""
+    def width(self, columns: Columns) -> int:
+        """How many columns these are."""
+        shape = self._shape(columns.value, columns.model)
+        taps = prod(columns.window.kernel) if columns.window else 1
+        return taps * shape[columns.axis if len(shape) > 2 else -1]
+
+    def rows(self, columns: Columns, positions: int) -> Rows:
+        """Channel vectors at so many sampled positions, or at all there are."""
         value = self.parts[1][columns.model][columns.value]
-        key = (value, columns.axis, columns.window)
+        taken = min(self.grid(columns), positions)
+        key = (value, columns.axis, columns.window, taken)
         if key not in self.made:
-            self.made[key] = self._rows(columns, value)
+            self.made[key] = self._rows(columns, value, taken)
         made: Rows = self.made[key]
         return made
 
-    def _rows(self, columns: Columns, value: ir.Value) -> Rows:
+    def _rows(self, columns: Columns, value: ir.Value, taken: int) -> Rows:
         shape = self._shape(columns.value, columns.model)
         grid = self.grid(columns)
-        taken = min(grid, self.positions)
         feed: Feed | None = None
         if columns.axis == 1 and len(shape) > 2:
             size = shape[2:]

@@ -179,7 +179,7 @@ def speed(images: np.ndarray, rounds: int = 5) -> None:
     runner = session.create(MODEL)
     work = {"plain": lambda: [runner.run(None, b.inputs) for b in data]}
     for name, asked in wanted(model).items():
-        collector = Collector(model, known, asked)
+        collector = Collector(model, known, asked, samples=len(data))
         work[name] = lambda c=collector: c.over(data)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(rounds + 1):
@@ -231,7 +231,7 @@ def gather_random(count: int) -> None:
     specs = specs_of(model, known)
     data = Data("noise", Noise(count, specs[0].shape[1:]), specs, np.arange(count))
     for asked in wanted(model).values():
-        Collector(model, known, asked).over(data)
+        Collector(model, known, asked, samples=len(data)).over(data)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak {peak:.0f} MB")
 

@@ -218,24 +218,21 @@ class Extension:
     def _rows(self, columns: Columns, value: ir.Value, taken: int) -> Rows:
         shape = self._shape(columns.value, columns.model)
         grid = self.grid(columns)
+        spatial = columns.axis == 1 and len(shape) > 2
+        channels = shape[1] if spatial else shape[-1]
         feed: Feed | None = None
-        if columns.axis == 1 and len(shape) > 2:
-            size = shape[2:]
-            window = columns.window or Window.point(len(size))
-            feed = self._feed(grid, taken, prod(size), window, size)
-            channels = shape[1]
+        if (window := columns.window) is not None:
+            feed = self._feed(grid, taken, prod(shape[2:]), window, shape[2:])
+        elif taken < grid:
+            feed = self._feed(grid, taken, grid)
+        if spatial:
             value = self._channels_last(value, len(shape))
-        else:
-            window, channels = Window.point(0), shape[-1]
-            if taken < grid:
-                feed = self._feed(grid, taken, grid)
         flat = self.add("Reshape", [value, self.constant(np.array([-1, channels]))])
         if feed is not None:
             flat = self.add("Gather", [flat, self._value(feed)], axis=0)
         name = self._emit(self._as_float(flat, columns.value, columns.model))
-        return Rows(
-            name, feed.name if feed else "", taken, prod(window.kernel), channels
-        )
+        taps = prod(window.kernel) if window else 1
+        return Rows(name, feed.name if feed else "", taken, taps, channels)
 
     def _channels_last(self, value: ir.Value, rank: int) -> ir.Value:
         """Shared: several windows may read one value."""

@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from squeeze.calibrate.data import Batch, Data, fixed_batch
 from squeeze.calibrate.extend import Extension, Rows, Sums, merged
-from squeeze.calibrate.gram import add_product, mirrored
+from squeeze.calibrate.gram import add_product, complete
 from squeeze.calibrate.marks import marks, uniform
 from squeeze.calibrate.wanted import Columns, Moments, Products, Wanted, Window
 from squeeze.errors import SqueezeError
@@ -209,7 +209,8 @@ class Collector:
         self._session: Any = None
         self._inputs: set[str] = set()
         if wanted:
-            self._session = _session(extension.finish())
+            alone = not any(isinstance(one, Products) for one in wanted.values())
+            self._session = _session(extension.finish(), spin=alone)
             self._inputs = {i.name for i in self._session.get_inputs()}
         self._feeds = [f for f in extension.feeds.values() if f.name in self._inputs]
         self._marked = any(plan.marked for plan in self._plans.values())
@@ -359,7 +360,7 @@ class _RowsPlan:
 class _RowsSum:
     """The Gram matrix: float32 over `CHUNK` rows, float64 between them.
 
-    Rows are taken relative to the mean of the first chunk, so that a mean far from
+    Rows are taken relative to the mean of the first batch's, so that a mean far from
     zero costs no digits.
     """
 
@@ -373,19 +374,27 @@ class _RowsSum:
 
     def add(self, ran: _Ran) -> None:
         rows = self._room(ran.count * self.plan.parts[0].taken)
+        if self.shift is None:
+            self._fill(rows, ran, np.zeros(self.plan.width, np.float32))
+            self.shift = rows.mean(0)
+        self._fill(rows, ran, self.shift)
+        if self.plan.keep and ran.marked is not None:
+            self._keep(ran.marked, rows + self.shift)
+
+    def _fill(self, rows: Array, ran: _Ran, shift: Array) -> None:
+        """What the batch gave, less `shift`; taps that are not inside are 0."""
         start = 0
         for part in self.plan.parts:
-            picked = ran.outputs[part.output].reshape(
-                len(rows), part.taps, part.channels
-            )
-            into = rows[:, start : start + part.width].reshape(picked.shape)
-            into[...] = picked
+            columns = slice(start, start := start + part.width)
+            shape = (len(rows), part.taps, part.channels)
+            into = rows[:, columns].reshape(shape)
+            origin = shift[columns].reshape(shape[1:])
             mask = ran.inside.get(part.feed)
+            with np.errstate(invalid="ignore"):  # Inf is told of by its sums
+                np.subtract(ran.outputs[part.output].reshape(shape), origin, out=into)
             if mask is not None:
-                into[~mask.reshape(len(rows), part.taps)] = 0
-            start += part.width
-        if self.plan.keep and ran.marked is not None:
-            self._keep(ran.marked, rows)
+                row, tap = np.nonzero(~mask.reshape(shape[:2]))
+                into[row, tap] = -origin[tap]
 
     def _room(self, count: int) -> Array:
         """The chunk's next rows, to be filled in."""
@@ -398,20 +407,17 @@ class _RowsSum:
         return self.chunk[self.filled - count : self.filled]
 
     def _flush(self) -> None:
-        rows = self.chunk[: self.filled]
         if not self.filled:
             return
-        if self.shift is None:
-            self.shift = rows.mean(0)
-        with np.errstate(invalid="ignore"):  # Inf is told of by its sums
-            rows -= self.shift
-        self.sum += rows.sum(0, dtype=np.float64)
+        rows = self.chunk[: self.filled]
+        with np.errstate(invalid="ignore"):
+            self.sum += rows.sum(0)
         add_product(rows, self.product)
         self.count += self.filled
         self.filled = 0
 
     def _keep(self, keys: Array, rows: Array) -> None:
-        shaped = rows.reshape(len(keys), -1, self.plan.width).copy()
+        shaped = rows.reshape(len(keys), -1, self.plan.width)
         self.kept.append(Sample(keys, shaped, self.plan.keep))
         if sum(len(s.keys) for s in self.kept) > 2 * self.plan.keep:
             self.kept = [Sample.joined(self.kept)]
@@ -421,19 +427,19 @@ class _RowsSum:
         order = self.plan.order
         shift = self.shift if self.shift is not None else np.zeros(len(order))
         shift = shift.astype(np.float64)
-        crossed = np.outer(shift, self.sum + self.count / 2 * shift)
-        product = mirrored(self.product) + crossed + crossed.T
+        complete(self.product, shift, self.sum + self.count / 2 * shift)
         total = self.sum + self.count * shift
-        sums = {"sum": total[order], "product": product[np.ix_(order, order)]}
+        sums = {"sum": total[order], "product": self.product[np.ix_(order, order)]}
         sample = Sample.joined(self.kept).columns(order) if self.kept else None
         return Stats(self.count, sums, sample)
 
 
-def _session(model: ir.Model) -> Any:
+def _session(model: ir.Model, spin: bool) -> Any:
+    """`spin` where no other session takes turns with it."""
     from squeeze import session
 
     try:
-        return session.of(model, spin=False)
+        return session.of(model, spin=spin)
     except Exception as error:  # onnxruntime raises many kinds
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(

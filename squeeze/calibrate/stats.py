@@ -360,6 +360,8 @@ class _RowsPlan:
 class _RowsSum:
     """The Gram matrix: float32 over `CHUNK` rows, float64 between them.
 
+    Sums of columns are float32 over a batch's rows.
+
     Rows are taken relative to the mean of the first batch's, so that a mean far from
     zero costs no digits.
     """
@@ -374,10 +376,12 @@ class _RowsSum:
 
     def add(self, ran: _Ran) -> None:
         rows = self._room(ran.count * self.plan.parts[0].taken)
-        if self.shift is None:
-            self._fill(rows, ran, np.zeros(self.plan.width, np.float32))
-            self.shift = rows.mean(0)
-        self._fill(rows, ran, self.shift)
+        with np.errstate(invalid="ignore"):  # Inf is told of by its sums
+            if self.shift is None:
+                self._fill(rows, ran, np.zeros(self.plan.width, np.float32))
+                self.shift = rows.mean(0)
+            self._fill(rows, ran, self.shift)
+            self.sum += rows.sum(0)
         if self.plan.keep and ran.marked is not None:
             self._keep(ran.marked, rows + self.shift)
 
@@ -390,8 +394,7 @@ class _RowsSum:
             into = rows[:, columns].reshape(shape)
             origin = shift[columns].reshape(shape[1:])
             mask = ran.inside.get(part.feed)
-            with np.errstate(invalid="ignore"):  # Inf is told of by its sums
-                np.subtract(ran.outputs[part.output].reshape(shape), origin, out=into)
+            np.subtract(ran.outputs[part.output].reshape(shape), origin, out=into)
             if mask is not None:
                 row, tap = np.nonzero(~mask.reshape(shape[:2]))
                 into[row, tap] = -origin[tap]
@@ -410,8 +413,6 @@ class _RowsSum:
         if not self.filled:
             return
         rows = self.chunk[: self.filled]
-        with np.errstate(invalid="ignore"):
-            self.sum += rows.sum(0)
         add_product(rows, self.product)
         self.count += self.filled
         self.filled = 0

@@ -183,7 +183,6 @@ class Extension:
 
     parts: tuple[ir.Model, list[dict[str, ir.Value]]]
     shapes: Sequence[Shapes]
-    positions: int
     feeds: dict[Any, Feed] = field(default_factory=dict)
     outputs: list[ir.Value] = field(default_factory=list)
     made: dict[Any, Any] = field(default_factory=dict)
@@ -200,37 +199,40 @@ class Extension:
             return prod(columns.window.grid(size) if columns.window else size)
         return prod(shape[:-1]) // self._samples()
 
-    def rows(self, columns: Columns) -> Rows:
-        """Channel vectors at sampled positions."""
+    def width(self, columns: Columns) -> int:
+        """How many columns these are."""
+        shape = self._shape(columns.value, columns.model)
+        taps = prod(columns.window.kernel) if columns.window else 1
+        return taps * shape[columns.axis if len(shape) > 2 else -1]
+
+    def rows(self, columns: Columns, positions: int) -> Rows:
+        """Channel vectors at so many sampled positions, or at all there are."""
         value = self.parts[1][columns.model][columns.value]
-        key = (value, columns.axis, columns.window)
+        taken = min(self.grid(columns), positions)
+        key = (value, columns.axis, columns.window, taken)
         if key not in self.made:
-            self.made[key] = self._rows(columns, value)
+            self.made[key] = self._rows(columns, value, taken)
         made: Rows = self.made[key]
         return made
 
-    def _rows(self, columns: Columns, value: ir.Value) -> Rows:
+    def _rows(self, columns: Columns, value: ir.Value, taken: int) -> Rows:
         shape = self._shape(columns.value, columns.model)
         grid = self.grid(columns)
-        taken = min(grid, self.positions)
+        spatial = columns.axis == 1 and len(shape) > 2
+        channels = shape[1] if spatial else shape[-1]
         feed: Feed | None = None
-        if columns.axis == 1 and len(shape) > 2:
-            size = shape[2:]
-            window = columns.window or Window.point(len(size))
-            feed = self._feed(grid, taken, prod(size), window, size)
-            channels = shape[1]
+        if (window := columns.window) is not None:
+            feed = self._feed(grid, taken, prod(shape[2:]), window, shape[2:])
+        elif taken < grid:
+            feed = self._feed(grid, taken, grid)
+        if spatial:
             value = self._channels_last(value, len(shape))
-        else:
-            window, channels = Window.point(0), shape[-1]
-            if taken < grid:
-                feed = self._feed(grid, taken, grid)
         flat = self.add("Reshape", [value, self.constant(np.array([-1, channels]))])
         if feed is not None:
             flat = self.add("Gather", [flat, self._value(feed)], axis=0)
         name = self._emit(self._as_float(flat, columns.value, columns.model))
-        return Rows(
-            name, feed.name if feed else "", taken, prod(window.kernel), channels
-        )
+        taps = prod(window.kernel) if window else 1
+        return Rows(name, feed.name if feed else "", taken, taps, channels)
 
     def _channels_last(self, value: ir.Value, rank: int) -> ir.Value:
         """Shared: several windows may read one value."""

@@ -33,18 +33,21 @@ def add_product(rows: Array, total: Array) -> None:
         total[i * step : (i + 1) * step, j * step : (j + 1) * step] += block
 
 
-def mirrored(total: Array) -> Array:
-    """The whole of a symmetric matrix from what is on and above its diagonal.
+def complete(total: Array, left: Array, right: Array) -> None:
+    """The whole of a symmetric sum from its upper part, + left rightᵀ + right leftᵀ.
 
-    Block by block: a mask of the whole matrix costs more than what it masks.
+    total (D, D), left and right (D,). In place and block by block: fresh memory of this
+    size costs more than the sums.
     """
-    whole = total.copy()
     for start in range(0, len(total), NARROW):
         part = slice(start, start + NARROW)
-        corner = total[part, part]
-        whole[part, part] = np.triu(corner) + np.triu(corner, 1).T
-        whole[part.stop :, part] = total[part, part.stop :].T
-    return whole
+        corner = np.triu(total[part, part])
+        total[part, part] = corner + np.triu(corner, 1).T
+        total[part.stop :, part] = total[part, part.stop :].T
+    for start in range(0, len(total), NARROW):
+        part = slice(start, start + NARROW)
+        total[part] += np.outer(left[part], right)
+        total[part] += np.outer(right[part], left)
 
 
 def _pairs(blocks: int) -> Iterator[tuple[int, int]]:

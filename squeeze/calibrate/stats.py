@@ -5,8 +5,10 @@ positions come out summed, of everything else only rows at sampled positions. Me
 does not grow with the data, sums are float64 between batches. Everything here is a
 sum, so that shards and waves can be added.
 
-Rows for Gram matrices are taken at a few positions per sample. The positions follow
-from the sample's bytes, so neither the order nor the batching of the data matters.
+Rows for Gram matrices are taken at a few positions per sample: fewer where there are
+many samples, as a matrix of D columns needs so many rows per column and no more. The
+positions follow from the sample's bytes, so neither the order nor the batching of the
+data matters.
 
     collector = Collector(model, shapes, {"conv1": Products((Columns("x", window=w),))})
     stats = collector.over(data)["conv1"]
@@ -18,7 +20,6 @@ a compressed network against targets from the original (Zhang et al. 2015, §3.3
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +29,8 @@ import onnx_ir as ir
 
 from squeeze.calibrate.data import Batch, Data, fixed_batch
 from squeeze.calibrate.extend import Extension, Rows, Sums, merged
-from squeeze.calibrate.gram import add_product, mirrored
+from squeeze.calibrate.gram import add_product, complete
+from squeeze.calibrate.marks import marks, uniform
 from squeeze.calibrate.wanted import Columns, Moments, Products, Wanted, Window
 from squeeze.errors import SqueezeError
 from squeeze.shapes import Shapes
@@ -47,7 +49,9 @@ __all__ = [
 
 Array = np.ndarray
 Progress = Callable[[int, int], None]  # samples done, samples in all
-POSITIONS = 10  # rows per sample: enough beside 500 samples
+POSITIONS = 10  # rows per sample at most: enough beside 500 samples
+ENOUGH = 16  # rows per column: least squares lose a sixteenth of the error to chance
+FEWEST = 8192  # rows of a narrow matrix: errors are judged by them as well
 CHUNK = 2048  # rows whose products are summed in float32
 
 
@@ -146,18 +150,36 @@ def gather(
     data: Data,
     wanted: Mapping[str, Wanted],
     *,
-    positions: int = POSITIONS,
+    positions: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Stats]:
-    """Statistics of one model over the data, by the names in `wanted`."""
-    collector = Collector(model, shapes, wanted, positions=positions, seed=seed)
+    """Statistics of one model over the data, by the names in `wanted`.
+
+    Rows at `positions` of every sample, or at as many as their matrix needs.
+    """
+    collector = Collector(
+        model,
+        shapes,
+        wanted,
+        samples=len(data) if positions is None else None,
+        positions=positions or POSITIONS,
+        seed=seed,
+    )
     return collector.over(data, progress)
+
+
+def rows_per_sample(width: int, samples: int) -> int:
+    """Positions to sample for a Gram matrix of `width` columns."""
+    enough = max(ENOUGH * width, FEWEST)
+    return max(1, min(POSITIONS, -(-enough // max(samples, 1))))
 
 
 class Collector:
     """A graph extended by reductions, ready to run over data.
 
+    Rows are taken at `positions` of a sample at most, and at fewer where `samples`,
+    all that there will be in all passes and shards that are added up, need no more.
     Raises SqueezeError where the model does not run here.
     """
 
@@ -168,22 +190,30 @@ class Collector:
         wanted: Mapping[str, Wanted],
         *,
         others: Sequence[tuple[ir.Model, Shapes]] = (),
+        samples: int | None = None,
         positions: int = POSITIONS,
         seed: int = 0,
     ) -> None:
-        self._positions, self._seed = positions, seed
+        self._seed = seed
         self._batch = fixed_batch(model)
         parts = [(model, shapes), *others]
-        extension = Extension(
-            merged([m for m, _ in parts]), [s for _, s in parts], positions
-        )
-        self._plans = {key: _plan(key, w, extension) for key, w in wanted.items()}
+        extension = Extension(merged([m for m, _ in parts]), [s for _, s in parts])
+
+        def taken(width: int) -> int:
+            needed = positions if samples is None else rows_per_sample(width, samples)
+            return min(positions, needed)
+
+        self._plans = {
+            key: _plan(key, one, extension, taken) for key, one in wanted.items()
+        }
         self._session: Any = None
         self._inputs: set[str] = set()
         if wanted:
-            self._session = _session(extension.finish())
+            alone = not any(isinstance(one, Products) for one in wanted.values())
+            self._session = _session(extension.finish(), spin=alone)
             self._inputs = {i.name for i in self._session.get_inputs()}
         self._feeds = [f for f in extension.feeds.values() if f.name in self._inputs]
+        self._marked = any(plan.marked for plan in self._plans.values())
 
     def over(self, data: Data, progress: Progress | None = None) -> dict[str, Stats]:
         """Run the data through and return the sums over it."""
@@ -195,15 +225,9 @@ class Collector:
         for batch in data:
             if self._batch and len(batch) != self._batch:
                 continue  # the model's batch is fixed; the last samples don't fill one
-            uniform = _uniform(batch, self._positions, self._seed)
-            found = {feed.name: feed.index(uniform) for feed in self._feeds}
-            feeds = {k: v for k, v in batch.inputs.items() if k in self._inputs}
-            feeds |= {name: index for name, (index, _) in found.items()}
-            arrays = self._session.run(outputs, feeds)
-            named = dict(zip(outputs, arrays, strict=True))
-            inside = {name: mask for name, (_, mask) in found.items()}
-            for one in sums.values():
-                one.add(named, inside, uniform[:, 0])
+            one = self._run(batch, outputs)
+            for adder in sums.values():
+                adder.add(one)
             count += len(batch)
             if progress is not None:
                 progress(count, len(data))
@@ -212,6 +236,18 @@ class Collector:
                 f"{data.name}: no full batch of samples to gather statistics from"
             )
         return {key: _finite(key, one.stats(), data.name) for key, one in sums.items()}
+
+    def _run(self, batch: Batch, outputs: Sequence[str]) -> _Ran:
+        feeds = {k: v for k, v in batch.inputs.items() if k in self._inputs}
+        marked = marks(batch, self._seed) if self._marked else None
+        inside: dict[str, Array | None] = {}
+        if marked is not None and self._feeds:
+            drawn = uniform(marked, max(feed.taken for feed in self._feeds))
+            for feed in self._feeds:
+                feeds[feed.name], inside[feed.name] = feed.index(drawn)
+        arrays = self._session.run(outputs, feeds)
+        named = dict(zip(outputs, arrays, strict=True))
+        return _Ran(len(batch), named, inside, marked)
 
 
 def _finite(key: str, stats: Stats, name: str) -> Stats:
@@ -223,52 +259,58 @@ def _finite(key: str, stats: Stats, name: str) -> Stats:
     return stats
 
 
-def _uniform(batch: Batch, positions: int, seed: int) -> Array:
-    """(N, positions) numbers in [0, 1) that follow from each sample's bytes."""
-    rows = []
-    for index in range(len(batch)):
-        mark = seed
-        for name in sorted(batch.inputs):
-            mark = zlib.crc32(batch.inputs[name][index], mark)
-        rows.append(np.random.default_rng(mark).random(positions))
-    return np.stack(rows)
-
-
 # -- adding up ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What a batch of `count` samples gave.
+
+    Outputs by name; by feed, which of its taps are inside; marks, if any plan asks.
+    """
+
+    count: int
+    outputs: Mapping[str, Array]
+    inside: Mapping[str, Array | None]
+    marked: Array | None
 
 
 class _Adder(Protocol):
     """Sums of one request over the batches of one pass."""
 
-    def add(
-        self,
-        outputs: Mapping[str, Array],
-        inside: Mapping[str, Array | None],
-        keys: Array,
-    ) -> None: ...
+    def add(self, ran: _Ran) -> None: ...
 
     def stats(self) -> Stats: ...
 
 
 class _Plan(Protocol):
-    """A request whose outputs are in the graph."""
+    """A request whose outputs are in the graph; `marked`: it needs samples' marks."""
+
+    @property
+    def marked(self) -> bool: ...
 
     def start(self) -> _Adder: ...
 
 
-def _plan(key: str, wanted: Wanted, extension: Extension) -> _Plan:
+def _plan(
+    key: str, wanted: Wanted, extension: Extension, taken: Callable[[int], int]
+) -> _Plan:
+    """`taken`: rows per sample for so many columns."""
     if isinstance(wanted, Moments):
         return _MomentsPlan(extension.sums(wanted), extension.rows_per_sample(wanted))
     grids = {extension.grid(c) for c in wanted.columns}
     if len(grids) != 1:
         raise ValueError(f"{key}: columns with different positions {sorted(grids)}")
-    return _RowsPlan(tuple(extension.rows(c) for c in wanted.columns), wanted.keep)
+    width = sum(extension.width(c) for c in wanted.columns)
+    parts = tuple(extension.rows(c, taken(width)) for c in wanted.columns)
+    return _RowsPlan(parts, wanted.keep)
 
 
 @dataclass(frozen=True)
 class _MomentsPlan:
     kinds: Mapping[str, Sums]
     rows: int
+    marked: bool = False
 
     def start(self) -> _Adder:
         return _MomentsSum(self)
@@ -279,15 +321,10 @@ class _MomentsSum:
         self.plan, self.count = plan, 0
         self.totals = {k: np.zeros(s.channels) for k, s in plan.kinds.items()}
 
-    def add(
-        self,
-        outputs: Mapping[str, Array],
-        inside: Mapping[str, Array | None],
-        keys: Array,
-    ) -> None:
+    def add(self, ran: _Ran) -> None:
         for kind, sums in self.plan.kinds.items():
-            self.totals[kind] += sums.of(outputs[sums.output])
-        self.count += self.plan.rows * len(keys)
+            self.totals[kind] += sums.of(ran.outputs[sums.output])
+        self.count += self.plan.rows * ran.count
 
     def stats(self) -> Stats:
         return Stats(self.count, self.totals)
@@ -301,6 +338,10 @@ class _RowsPlan:
     @property
     def width(self) -> int:
         return sum(p.width for p in self.parts)
+
+    @property
+    def marked(self) -> bool:
+        return self.keep > 0 or any(p.feed for p in self.parts)
 
     @property
     def order(self) -> Array:
@@ -319,7 +360,9 @@ class _RowsPlan:
 class _RowsSum:
     """The Gram matrix: float32 over `CHUNK` rows, float64 between them.
 
-    Rows are taken relative to the mean of the first chunk, so that a mean far from
+    Sums of columns are float32 over a batch's rows.
+
+    Rows are taken relative to the mean of the first batch's, so that a mean far from
     zero costs no digits.
     """
 
@@ -331,24 +374,30 @@ class _RowsSum:
         self.sum, self.product = np.zeros(width), np.zeros((width, width))
         self.kept: list[Sample] = []
 
-    def add(
-        self,
-        outputs: Mapping[str, Array],
-        inside: Mapping[str, Array | None],
-        keys: Array,
-    ) -> None:
-        rows = self._room(len(keys) * self.plan.parts[0].taken)
+    def add(self, ran: _Ran) -> None:
+        rows = self._room(ran.count * self.plan.parts[0].taken)
+        with np.errstate(invalid="ignore"):  # Inf is told of by its sums
+            if self.shift is None:
+                self._fill(rows, ran, np.zeros(self.plan.width, np.float32))
+                self.shift = rows.mean(0)
+            self._fill(rows, ran, self.shift)
+            self.sum += rows.sum(0)
+        if self.plan.keep and ran.marked is not None:
+            self._keep(ran.marked, rows + self.shift)
+
+    def _fill(self, rows: Array, ran: _Ran, shift: Array) -> None:
+        """What the batch gave, less `shift`; taps that are not inside are 0."""
         start = 0
         for part in self.plan.parts:
-            picked = outputs[part.output].reshape(len(rows), part.taps, part.channels)
-            into = rows[:, start : start + part.width].reshape(picked.shape)
-            into[...] = picked
-            mask = inside.get(part.feed)
+            columns = slice(start, start := start + part.width)
+            shape = (len(rows), part.taps, part.channels)
+            into = rows[:, columns].reshape(shape)
+            origin = shift[columns].reshape(shape[1:])
+            mask = ran.inside.get(part.feed)
+            np.subtract(ran.outputs[part.output].reshape(shape), origin, out=into)
             if mask is not None:
-                into[~mask.reshape(len(rows), part.taps)] = 0
-            start += part.width
-        if self.plan.keep:
-            self._keep(keys, rows)
+                row, tap = np.nonzero(~mask.reshape(shape[:2]))
+                into[row, tap] = -origin[tap]
 
     def _room(self, count: int) -> Array:
         """The chunk's next rows, to be filled in."""
@@ -361,20 +410,15 @@ class _RowsSum:
         return self.chunk[self.filled - count : self.filled]
 
     def _flush(self) -> None:
-        rows = self.chunk[: self.filled]
         if not self.filled:
             return
-        if self.shift is None:
-            self.shift = rows.mean(0)
-        with np.errstate(invalid="ignore"):  # Inf is told of by its sums
-            rows -= self.shift
-        self.sum += rows.sum(0, dtype=np.float64)
+        rows = self.chunk[: self.filled]
         add_product(rows, self.product)
         self.count += self.filled
         self.filled = 0
 
     def _keep(self, keys: Array, rows: Array) -> None:
-        shaped = rows.reshape(len(keys), -1, self.plan.width).copy()
+        shaped = rows.reshape(len(keys), -1, self.plan.width)
         self.kept.append(Sample(keys, shaped, self.plan.keep))
         if sum(len(s.keys) for s in self.kept) > 2 * self.plan.keep:
             self.kept = [Sample.joined(self.kept)]
@@ -384,19 +428,19 @@ class _RowsSum:
         order = self.plan.order
         shift = self.shift if self.shift is not None else np.zeros(len(order))
         shift = shift.astype(np.float64)
-        crossed = np.outer(shift, self.sum + self.count / 2 * shift)
-        product = mirrored(self.product) + crossed + crossed.T
+        complete(self.product, shift, self.sum + self.count / 2 * shift)
         total = self.sum + self.count * shift
-        sums = {"sum": total[order], "product": product[np.ix_(order, order)]}
+        sums = {"sum": total[order], "product": self.product[np.ix_(order, order)]}
         sample = Sample.joined(self.kept).columns(order) if self.kept else None
         return Stats(self.count, sums, sample)
 
 
-def _session(model: ir.Model) -> Any:
+def _session(model: ir.Model, spin: bool) -> Any:
+    """`spin` where no other session takes turns with it."""
     from squeeze import session
 
     try:
-        return session.of(model, spin=False)
+        return session.of(model, spin=spin)
     except Exception as error:  # onnxruntime raises many kinds
         first = str(error).strip().splitlines()[0]
         raise SqueezeError(

@@ -33,11 +33,6 @@ class Window:
             tuple(ints("dilations", ()) or (1,) * axes),
         )
 
-    @classmethod
-    def point(cls, axes: int) -> Window:
-        """One tap: each position reads itself."""
-        return cls((1,) * axes, (1,) * axes, (0,) * (2 * axes), (1,) * axes)
-
     @property
     def padded(self) -> bool:
         """Whether taps may lie outside of the input."""

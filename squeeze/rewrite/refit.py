@@ -132,6 +132,7 @@ def refit(
             shrunken.shapes,
             {key: wanted for one in wave for key, wanted in _requests(one)},
             others=[(original.model, original.shapes)],
+            samples=len(data),
             seed=seed,
         )
         index = np.arange(len(data))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from squeeze.calibrate.data import Data, open_data
+from squeeze.calibrate.data import Batch, Data, open_data
+from squeeze.calibrate.marks import marks, uniform
 from squeeze.calibrate.stats import (
     Collector,
     Columns,
@@ -22,6 +23,7 @@ from squeeze.calibrate.stats import (
     Stats,
     Window,
     gather,
+    rows_per_sample,
 )
 from squeeze.errors import SqueezeError
 from squeeze.shapes import Shapes, infer
@@ -161,6 +163,54 @@ def test_order_batches_and_shards_make_no_difference() -> None:
     shards = [collector.over(data.take(p)) for p in np.array_split(np.arange(50), 3)]
     for name in whole:
         same(whole[name], shards[2][name] + shards[0][name] + shards[1][name])
+
+
+def test_many_samples_give_few_rows_each() -> None:
+    """As many as their matrix needs of all samples; shards still add up."""
+    x = images(2000, 3, 7, 6)
+    model, shapes, data = opened(small(), x)
+    collector = Collector(model, shapes, everything(), samples=4000)
+    whole = collector.over(data)
+    assert whole["rows"].count == 2000 * rows_per_sample(3 * 9 + 8, 4000) == 2000 * 3
+    assert whole["counts"].count == 2000 * 7 * 6
+    shards = [collector.over(data.take(p)) for p in np.split(np.arange(2000), 2)]
+    same(whole["rows"], shards[1]["rows"] + shards[0]["rows"])
+    full = Collector(model, shapes, everything()).over(data)["rows"]
+    assert full.count == 2000 * 10
+    spread = np.sqrt(full.variance)
+    assert np.allclose(whole["rows"].mean, full.mean, atol=0.1 * spread.max())
+
+
+def test_rows_per_sample() -> None:
+    """Enough for the columns, never more than ten, never none."""
+    assert rows_per_sample(1408, 500) == 10
+    assert rows_per_sample(1408, 4000) == 6  # 16 × 1408 rows
+    assert rows_per_sample(91, 4000) == 3
+    assert rows_per_sample(91, 10**6) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
+def test_marks_follow_from_a_samples_bytes(dtype: Any) -> None:
+    """Alike for alike samples in any batch, unlike where one element differs."""
+    x = (images(64, 3, 5, 7) * 50).astype(dtype)  # no multiple of eight bytes
+    whole = marks(Batch({"x": x}, None), 0)
+    assert len(set(whole.tolist())) == 64
+    assert np.array_equal(marks(Batch({"x": x[40:5:-1]}, None), 0), whole[40:5:-1])
+    changed = x.copy()
+    changed[:, 2, 4, 6] += 1
+    assert not set(marks(Batch({"x": changed}, None), 0)) & set(whole)
+    assert not set(marks(Batch({"x": x}, None), 1)) & set(whole)
+    swapped = marks(Batch({"a": x[:9], "b": x[9:18]}, None), 0)
+    assert not set(marks(Batch({"a": x[9:18], "b": x[:9]}, None), 0)) & set(swapped)
+
+
+def test_uniform_numbers_are_uniform() -> None:
+    """Mean and variance of each position's numbers, and no two positions alike."""
+    drawn = uniform(marks(Batch({"x": images(4000, 5)}, None), 3), 4)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert np.allclose(drawn.mean(0), 1 / 2, atol=0.03)
+    assert np.allclose(drawn.var(0), 1 / 12, atol=0.01)
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.08
 
 
 def test_two_models_side_by_side() -> None:

@@ -237,7 +237,7 @@ def statistics(
         model,
         shapes,
         wanted,
-        positions=calibration.positions,
+        samples=calibration.samples,
         seed=calibration.seed,
     )
     show = calibration.progress

@@ -55,7 +55,6 @@ class Calibration:
     fitting: Data
     held: Data
     seed: int = 0
-    positions: int = POSITIONS
     progress: Progress | None = None
 
     @classmethod
@@ -72,6 +71,13 @@ class Calibration:
         return cls(
             data.take(index[~mask]), data.take(index[mask]), seed, progress=progress
         )
+
+    @property
+    def samples(self) -> int:
+        """All that there are, fitted to or not."""
+        if self.fitting is self.held:
+            return len(self.fitting)
+        return len(self.fitting) + len(self.held)
 
     def over(
         self, collector: Collector, what: str
@@ -113,7 +119,7 @@ def run(
             source,
             wanted,
             others=[(working, shapes)],
-            positions=calibration.positions,
+            samples=calibration.samples,
             seed=calibration.seed,
         )
         fitted, held = calibration.over(

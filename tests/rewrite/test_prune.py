@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from squeeze.cli import cli
-from squeeze.rewrite.prune import Limit, Plan, prune
+from squeeze.rewrite.plan import Limit
+from squeeze.rewrite.prune import Plan, prune
 from squeeze.rewrite.run import Options
 from squeeze.rewrite.samples import Samples
 from tests.builders import SAMPLES, Net, run

@@ -296,10 +296,6 @@ def fold(model: ir.Model, shapes: Shapes) -> dict[str, Array]:
     """Values that depend on shapes and small constants alone, by name."""
     known: dict[str, Array] = dict(shapes.constants)
     results: dict[str, Array] = dict(shapes.constants)
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and value.name and tensor.size <= FOLD_ELEMENTS:
-            known[value.name] = tensor.numpy()
     versions = {"": model.opset_imports.get("", 17)}
     for node in model.graph:
         if node.domain or node.op_type in NEVER_FOLDED or len(node.outputs) != 1:
@@ -330,12 +326,23 @@ def _fold_node(
     feeds: dict[str, Array] = {}
     for value in node.inputs:
         if value is not None:
-            if value.name not in known:
+            array = _constant(value, known)
+            if array is None:
                 return None
-            feeds[value.name or ""] = known[value.name]
+            feeds[value.name or ""] = array
     if _work(node, list(feeds.values()), shapes) > FOLD_WORK:
         return None
     return _evaluate(node, feeds, versions)
+
+
+def _constant(value: ir.Value, known: dict[str, Array]) -> Array | None:
+    """A value that is known; small weights join those, read when first asked for."""
+    name, tensor = value.name or "", value.const_value
+    if name in known or tensor is None or not value.is_initializer():
+        return known.get(name)
+    if tensor.size <= FOLD_ELEMENTS:
+        known[name] = tensor.numpy()
+    return known.get(name)
 
 
 def _work(node: ir.Node, feeds: list[Array], shapes: Shapes) -> int:
@@ -373,12 +380,36 @@ GROWTH: dict[str, Callable[[list[Array]], int]] = {
 }
 
 
+def _concat(node: ir.Node, parts: list[Array]) -> Array:
+    return np.concatenate(parts, node.attributes.get_int("axis", 0))
+
+
+def _gather(node: ir.Node, parts: list[Array]) -> Array:
+    return np.asarray(np.take(parts[0], parts[1], node.attributes.get_int("axis", 0)))
+
+
+def _unsqueeze(node: ir.Node, parts: list[Array]) -> Array:
+    axes = parts[1] if len(parts) > 1 else node.attributes.get_ints("axes", ())
+    return np.expand_dims(parts[0], tuple(int(n) for n in axes))
+
+
+# what most of shape arithmetic is made of, without onnx's reference: tenths of seconds
+QUICK: dict[str, Callable[[ir.Node, list[Array]], Array]] = {
+    "Concat": _concat,
+    "Gather": _gather,
+    "Unsqueeze": _unsqueeze,
+}
+
+
 def _evaluate(
     node: ir.Node, feeds: dict[str, Array], versions: dict[str, int]
 ) -> Array | None:
-    from onnx.reference import ReferenceEvaluator  # slow to import, rarely needed
-
     try:
+        if node.op_type in QUICK:
+            parts = [feeds[v.name or ""] for v in node.inputs if v is not None]
+            return QUICK[node.op_type](node, parts)
+        from onnx.reference import ReferenceEvaluator  # slow to import, rarely needed
+
         proto = ir.serde.serialize_node(node)
         evaluator = ReferenceEvaluator(proto, opsets=versions)
         return np.asarray(next(iter(evaluator.run(None, feeds))))

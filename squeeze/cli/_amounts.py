@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from squeeze.rewrite.plan import Limit
     from squeeze.rewrite.samples import Samples
 
 F = TypeVar("F", bound=Callable[..., Any])
-PREFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+PREFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MOST = 10**18  # more than any model costs
 
 
 class ShareType(click.ParamType):  # type: ignore[type-arg]
@@ -34,32 +36,66 @@ class ShareType(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not a share; write 0.5 or 50%", param, ctx)
 
 
-class LimitType(click.ParamType):  # type: ignore[type-arg]
-    """An amount with a prefix (600M), or a share of what there is (50%)."""
+class Amount(click.ParamType):  # type: ignore[type-arg]
+    """A count with a prefix (600M), a share of what there is (50%), or one of `words`.
+
+    With `zero`, any amount from 0 up: a threshold; with `unit`, so many of that unit.
+    """
 
     name = "amount"
 
+    def __init__(self, *words: str, zero: bool = False, unit: str = "") -> None:
+        self.words, self.zero, self.unit = words, zero, unit
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        from squeeze.rewrite.prune import Limit
+    ) -> Limit | str:
+        from squeeze.rewrite.plan import Limit
 
         if isinstance(value, Limit):
             return value
         text = str(value).strip()
+        if text in self.words:
+            return text
         try:
-            if text.endswith("%"):
-                found = Limit(Fraction(text[:-1].strip()) / 100, True)
-            else:
-                number = text.removesuffix("ms").strip()
-                factor = PREFIXES.get(number[-1:], 1)
-                digits = number[:-1] if number[-1:] in PREFIXES else number
-                found = Limit(Fraction(digits.strip()) * factor, False)
+            found = _read(text.removesuffix(self.unit).strip())
         except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is not an amount; write 50% or 600M", param, ctx)
-        if found.value < 0:
-            self.fail(f"{value!r} is negative", param, ctx)
+            found = None
+        if problem := self._problem(found):
+            self.fail(f"{text!r} {problem}", param, ctx)
+        assert found is not None
         return found
+
+    def _problem(self, found: Limit | None) -> str:
+        """What is wrong with an amount, "" if nothing is."""
+        if self.zero or self.unit:
+            example = f"80% or 5{self.unit}" if self.unit else "50% or 600M"
+            if found is None:
+                return f"is not an amount; write {example}"
+            return "is negative" if found.value < 0 else ""
+        most = 1 if found is not None and found.is_share else MOST
+        if found is None or not 0 < found.value <= most:
+            also = f", or {' or '.join(self.words)}" if self.words else ""
+            return f"is not a count or a share; write 600M or 50%{also}"
+        if not found.is_share and found.value < 1:
+            return f"is less than one; write {100 * float(found.value):g}% for a share"
+        return ""
+
+
+def _read(text: str) -> Limit:
+    """Raises ValueError (or ZeroDivisionError) for what is no number."""
+    from squeeze.rewrite.plan import Limit
+
+    if text.endswith("%"):
+        return Limit(Fraction(text[:-1].strip()) / 100, True)
+    factor = PREFIXES.get(text[-1:], 1)
+    digits = text[:-1] if factor > 1 else text
+    return Limit(Fraction(digits.strip()) * factor, False)
+
+
+def number(limit: Limit | str | None) -> Any:
+    """An amount as the Python API takes it; words and None stay."""
+    return limit if limit is None or isinstance(limit, str) else limit.number
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]

@@ -34,32 +34,6 @@ class ShapeType(click.ParamType):  # type: ignore[type-arg]
         return name, shape
 
 
-class Amount(click.ParamType):  # type: ignore[type-arg]
-    """A count with a prefix (600M), a share (50%), or one of a few words."""
-
-    name = "amount"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | float | str:
-        text = str(value).strip()
-        if text in self.words:
-            return text
-        factor = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
-        number = text[:-1] if factor != 1 or text.endswith("%") else text
-        try:
-            amount = float(number)
-        except ValueError:
-            amount = -1.0
-        if not 0 < amount < 1e18 or (text.endswith("%") and amount > 100):
-            also = f", or {' or '.join(self.words)}" if self.words else ""
-            self.fail(f"{text!r} is not a count or a share; write 600M or 50%{also}")
-        return amount / 100 if text.endswith("%") else max(round(amount * factor), 1)
-
-
 def model_argument(function: F) -> F:
     """MODEL, or `model` of squeeze.toml."""
     return click.argument("model", type=click.Path(path_type=Path))(function)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from squeeze.cli import _amounts as amounts
 from squeeze.cli import _options as options
 from squeeze.cli import _training as training
 
@@ -41,7 +42,7 @@ from squeeze.cli import _training as training
 )
 @click.option(
     "--macs",
-    type=options.Amount(),
+    type=amounts.Amount(),
     help="MACs of the whole model: 50%, 600M. Chooses the sites and the multiplier.",
 )
 @options.fitting
@@ -67,7 +68,7 @@ def command(model: Path, to: str, settings: tuple[str, ...], **given: Any) -> No
             allow_costlier=given["allow_costlier"],
             fit=given["fit"],
             data=data,
-            macs=given["macs"],
+            macs=amounts.number(given["macs"]),
             options=options.run_options(model, Path(to).stem, given),
         )
     options.print_result(result, given)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from squeeze.cli import _amounts as amounts
 from squeeze.cli import _options as options
 from squeeze.cli import _training as training
 
@@ -20,13 +21,13 @@ from squeeze.cli import _training as training
 )
 @click.option(
     "--rank",
-    type=options.Amount("evbmf"),
+    type=amounts.Amount("evbmf"),
     help="Ranks: a number, a share of the full rank (25%), or evbmf.",
 )
 @click.option(
-    "--macs", type=options.Amount(), help="MACs of the whole model: 50%, 600M."
+    "--macs", type=amounts.Amount(), help="MACs of the whole model: 50%, 600M."
 )
-@click.option("--params", type=options.Amount(), help="Parameters of the whole model.")
+@click.option("--params", type=amounts.Amount(), help="Parameters of the whole model.")
 @click.option(
     "--method",
     type=click.Choice(["auto", "pca", "spatial", "tucker", "separable", "any"]),
@@ -57,9 +58,9 @@ def command(model: Path, **given: Any) -> None:
         result = factorize(
             model,
             energy=given["energy"],
-            rank=given["rank"],
-            macs=given["macs"],
-            params=given["params"],
+            rank=amounts.number(given["rank"]),
+            macs=amounts.number(given["macs"]),
+            params=amounts.number(given["params"]),
             method=given["method"],
             only=given["only"],
             skip=given["skip"],

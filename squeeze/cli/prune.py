@@ -19,17 +19,19 @@ CRITERIA = "activations apoz mean outlier l1 l2 energy reconstruction".split()
 @options.model_argument
 @click.option(
     "--threshold",
-    type=amounts.LimitType(),
+    type=amounts.Amount(zero=True),
     help="Remove channels active at most so often (sample × position), or this share; "
     "0 changes no output on the data. With other criteria: the score itself.",
 )
 @click.option(
     "--ratio", type=amounts.ShareType(), help="Share to remove from each layer."
 )
-@click.option("--macs", type=amounts.LimitType(), help="MACs to leave: 50% or 300M.")
-@click.option("--params", type=amounts.LimitType(), help="Parameters to leave.")
+@click.option("--macs", type=amounts.Amount(), help="MACs to leave: 50% or 300M.")
+@click.option("--params", type=amounts.Amount(), help="Parameters to leave.")
 @click.option(
-    "--latency", type=amounts.LimitType(), help="Measured latency to leave: 80% or 5ms."
+    "--latency",
+    type=amounts.Amount(unit="ms"),
+    help="Measured latency to leave: 80% or 5ms.",
 )
 @click.option(
     "--by",

@@ -15,7 +15,7 @@ from squeeze.cli import _training as training
 @click.command("shrink", short_help="The best mixture of methods for a target.")
 @options.model_argument
 @click.option(
-    "--macs", type=amounts.LimitType(), required=True, help="MACs to leave: 50%, 300M."
+    "--macs", type=amounts.Amount(), required=True, help="MACs to leave: 50%, 300M."
 )
 @click.option(
     "--with",

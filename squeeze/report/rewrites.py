@@ -75,7 +75,11 @@ def _what(change: Change) -> str:
     words = [str(change.details[k]) for k in ("block", "method") if k in change.details]
     settings = change.details.get("params")
     shown = settings if isinstance(settings, dict) else {}
-    for key in ("rank", "channels"):
+    for key in ("size", "grid"):  # (before, after), as `resolution` gives them
+        if key in change.details:
+            before, after = ("×".join(map(str, n)) for n in change.details[key])
+            words.append(f"{key} {before} → {after}")
+    for key in ("rank", "channels", "shape"):
         if key in change.details:
             shown = {**shown, key: change.details[key]}
     words += [f"{name}={_short(value)}" for name, value in shown.items()]

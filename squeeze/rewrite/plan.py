@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -26,6 +27,24 @@ class Cost:
     macs: int
     flops: int
     params: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An amount: a share of what there is, or so many."""
+
+    value: Fraction
+    is_share: bool
+
+    def of(self, whole: float) -> float:
+        return (
+            float(self.value * Fraction(whole)) if self.is_share else float(self.value)
+        )
+
+    @property
+    def number(self) -> int | float:
+        """A float for a share, an int for so many: as the Python API takes it."""
+        return float(self.value) if self.is_share else round(self.value)
 
 
 @dataclass(frozen=True)

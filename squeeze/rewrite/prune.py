@@ -24,7 +24,7 @@ from squeeze.rewrite.channels import choose, prepare, trace
 from squeeze.rewrite.channels.choose import Cell, Floors
 from squeeze.rewrite.channels.exact import exact, fold_constants
 from squeeze.rewrite.channels.trace import Array, Family, Trace
-from squeeze.rewrite.plan import Change, Outcome, Result, selector
+from squeeze.rewrite.plan import Change, Limit, Outcome, Result, selector
 from squeeze.rewrite.refit import Network
 from squeeze.rewrite.run import Options, run
 from squeeze.rewrite.samples import Removing, Samples
@@ -35,19 +35,6 @@ LATENCY_TRIALS = 7
 MAX_ROUNDS = 100
 
 Between = Callable[[ir.Model], ir.Model]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """An amount: a share of what there is, or so many."""
-
-    value: Fraction
-    is_share: bool
-
-    def of(self, whole: float) -> float:
-        return (
-            float(self.value * Fraction(whole)) if self.is_share else float(self.value)
-        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ rescaling of REPAIR (Jordan et al. 2023, §3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +38,14 @@ from squeeze.rewrite.affine import (
 )
 from squeeze.rewrite.channels.trace import Array
 from squeeze.rewrite.criteria import GRAM_COLUMNS, columns_of, matrix
-from squeeze.rewrite.fit.solve import Affine, regress_towards
+from squeeze.rewrite.fit.solve import RIDGE, Affine, regress_towards
 from squeeze.shapes import Shapes
 
 SQUARES = "least squares"
 MOMENTS = "mean and spread"
 MOST_SCALE = 8.0  # times that a channel's spread is stretched at most
 PASSES = 8  # a pass over the data is shared by layers that come one after the other
+DAMPINGS = 7  # steps of ten, up to where a refit hardly moves the weights
 HELD_OUT = 5  # every fifth sample tells whether a refit generalises
 
 
@@ -117,14 +118,16 @@ def refit(
     seed: int = 0,
     passes: int = PASSES,
     squares: bool = True,
+    replaced: Collection[str] = (),
 ) -> list[Repaired]:
     """Repair `shrunken.model` in place; `kept` masks the output channels by layer name.
 
     Needs both models to have the same value names. Without `squares` no layer is
-    refitted: all get their mean and spread back. Returns one entry per layer whose
-    inputs changed.
+    refitted: all get their mean and spread back. `replaced` names nodes that compute
+    something else than the original does, besides those that lost channels. Returns one
+    entry per layer of `kept` whose inputs changed.
     """
-    layers = list(_layers(shrunken, kept, squares))
+    layers = list(_layers(shrunken, kept, squares, replaced))
     results = [Repaired(one.name, one.how) for one in layers if not _is_repair(one)]
     for wave in _waves([one for one in layers if _is_repair(one)], passes):
         collector = Collector(
@@ -155,14 +158,19 @@ def _waves(layers: Sequence[Layer], passes: int) -> Iterator[Sequence[Layer]]:
         yield layers[start : start + size]
 
 
-def _layers(net: Network, kept: Mapping[str, Array], squares: bool) -> Iterator[Layer]:
+def _layers(
+    net: Network,
+    kept: Mapping[str, Array],
+    squares: bool,
+    replaced: Collection[str],
+) -> Iterator[Layer]:
     """Layers whose inputs changed, in the graph's order."""
     changed: set[ir.Value] = set()
     for node in net.model.graph:
         touched = any(v in changed for v in node.inputs if v is not None)
         name = node_name(node)
         shrunk = name in kept and not kept[name].all()
-        if touched or shrunk:
+        if touched or shrunk or name in replaced:
             changed.update(node.outputs)
         if not touched or name not in kept:
             continue
@@ -275,13 +283,29 @@ def _solve(
     if place is None:  # nowhere to put a bias: fit through the origin
         one, two = (_uncentred(s) for s in (one, two))
     bias = bias_values(place, len(weight))
-    start = Affine(weight, bias)
-    trial = regress_towards(one, width, weight)
-    before, after = start.error(two), trial.error(two)
+    before = Affine(weight, bias).error(two)
+    ridge, after = _damped(one, two, weight)
     if after >= before:
         return Repaired(layer.name, SQUARES, before, before)
-    store(model, layer.node, regress_towards(one + two, width, weight), place)
+    store(model, layer.node, regress_towards(one + two, width, weight, ridge), place)
     return Repaired(layer.name, SQUARES, before, after)
+
+
+def _damped(fitting: Stats, judging: Stats, weight: Array) -> tuple[float, float]:
+    """The damping at which held-out rows are met best, and their error there.
+
+    From `RIDGE` up, as long as it helps: layers with more columns than there are rows
+    (fully connected ones see one row per sample) can follow those rows anywhere.
+    """
+    width = weight.shape[1]
+    found = RIDGE, float("inf")
+    for step in range(DAMPINGS):
+        ridge = RIDGE * 10**step
+        error = regress_towards(fitting, width, weight, ridge).error(judging)
+        if error >= found[1]:
+            break
+        found = ridge, error
+    return found
 
 
 def _restore(

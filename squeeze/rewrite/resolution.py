@@ -142,10 +142,8 @@ class _Change:
             )
         graph = self.model.graph
         old = self.shapes.inputs[image.name or ""]
-        scales = [new / was for new, was in zip(sized, old, strict=True)]
-        factor = add_initializer(
-            graph, ir.Tensor(np.array(scales, np.float32), name="resize_factors")
-        )
+        scales = np.array([_factor(*pair) for pair in zip(old, sized, strict=True)])
+        factor = add_initializer(graph, ir.Tensor(scales, name="resize_factors"))
         node = ir.node(
             "Resize", [image, None, factor], {"mode": "linear"}, name="resize"
         )
@@ -155,7 +153,8 @@ class _Change:
         node.replace_input_with(0, image)
         first = next(iter(graph))
         graph.insert_before(first, node)
-        self.changes.append(Change("resize", "resize input", True))
+        kept = f"in front, so that {image.name!r} stays {_text(old)}"
+        self.changes.append(Change("resize", "resize input", True, kept))
         return out
 
     # -- what holds the old size ---------------------------------------------------
@@ -338,6 +337,12 @@ class _Change:
         node.replace_input_with(0, made)
         grids = {"grid": [list(now[2:]), list(before[2:])]}
         self.changes.append(Change(node_name(node), "pool", True, details=grids))
+
+
+def _factor(was: int, new: int) -> np.float32:
+    """new / was, never below it: Resize rounds its sizes down."""
+    factor = np.float32(new / was)
+    return factor if float(factor) * was >= new else np.nextafter(factor, np.float32(2))
 
 
 def _text(shape: Sequence[int]) -> str:

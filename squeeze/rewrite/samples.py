@@ -101,11 +101,12 @@ class Removing:
     def told(self, changes: Sequence[Change]) -> list[Change]:
         """Changes with how each layer was repaired; a note sums that up."""
         if self.repaired:
-            self.notes.append(_summary(list(self.repaired.values())))
-        return [_with_repair(c, self.repaired.get(c.site)) for c in changes]
+            self.notes.append(repairs(list(self.repaired.values())))
+        return [with_repair(c, self.repaired.get(c.site)) for c in changes]
 
 
-def _summary(repaired: Sequence[Repaired]) -> str:
+def repairs(repaired: Sequence[Repaired]) -> str:
+    """One note: how layers were repaired, and which could not be."""
     parts = []
     for how in (SQUARES, MOMENTS):
         names = [one.layer for one in repaired if one.how == how]
@@ -122,7 +123,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _with_repair(change: Change, found: Repaired | None) -> Change:
+def with_repair(change: Change, found: Repaired | None) -> Change:
+    """The change with how its layer was repaired, if it was."""
     if found is None:
         return change
     details = {**change.details, "repair": found.how}

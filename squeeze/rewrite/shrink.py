@@ -3,8 +3,9 @@
 Channels couple layers, so how much of the way pruning goes is one number for the whole
 network: a few are tried. From there every layer takes the best of its menu (low rank of
 several kinds, depthwise-separable, or leaving it) under the rest of the budget. Each
-mixture is fitted to the original in network order and judged by its outputs on samples
-that it was not fitted to; the best one stays.
+mixture is fitted to the original in network order; the layers that are left as they are
+are then refitted to what the others have become. It is judged by its outputs on samples
+that it was not fitted to, with that last step and without; the best one stays.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from squeeze import shapes as shaping
 from squeeze.calibrate.data import Data
 from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
+from squeeze.model import node_name
 from squeeze.rewrite import factorize, prune
 from squeeze.rewrite.fit.source import FitData
-from squeeze.rewrite.plan import Change, Outcome, Result
-from squeeze.rewrite.prune import Limit
+from squeeze.rewrite.plan import Change, Limit, Outcome, Result, selector
+from squeeze.rewrite.refit import Network, refit
 from squeeze.rewrite.run import Options, run
+from squeeze.rewrite.samples import repairs, with_repair
 from squeeze.shapes import Shapes
 
 METHODS = ("prune", "factorize", "convert")
@@ -36,6 +39,7 @@ MENUS: dict[frozenset[str], factorize.Method] = {
     frozenset({"factorize"}): "auto",
     frozenset({"convert"}): "separable",
 }
+REFITTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 EFFORTS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way that pruning goes
 
 Array = np.ndarray
@@ -141,8 +145,7 @@ def _trial(
     data: FitData,
     judge: Judge,
 ) -> Trial:
-    work = model.clone()
-    work.meta.update(model.meta)
+    work = _copy(model)
     changes: Sequence[Change] = ()
     notes: list[str] = []
     if share < 1:
@@ -165,7 +168,68 @@ def _trial(
     macs = profile(work, shapes=now).totals.macs
     if macs > target:
         raise SqueezeError(f"{macs:,} MACs are the least that this mixture reaches")
-    return Trial(share, Outcome(work, changes, notes), macs, judge.error(work))
+    made = Trial(share, Outcome(work, changes, notes), macs, judge.error(work))
+    refitted = _refitted(made, Network(model, shapes), now, goal, data, judge)
+    return min(made, refitted, key=lambda t: t.error)
+
+
+def _refitted(
+    trial: Trial,
+    original: Network,
+    shapes: Shapes,
+    goal: Goal,
+    data: FitData,
+    judge: Judge,
+) -> Trial:
+    """The layers that are left refitted to what the others have become."""
+    work = _copy(trial.outcome.model)
+    changes = trial.outcome.changes
+    left, replaced = _left(original, work, shapes, changes, goal)
+    fitting = data.calibration(original.model, original.shapes).fitting
+    done = refit(
+        original, Network(work, shapes), left, fitting, data.seed, replaced=replaced
+    )
+    if not done:
+        return trial
+    by_name = {one.layer: one for one in done}
+    outcome = Outcome(
+        work,
+        [with_repair(c, by_name.get(c.site)) for c in changes],
+        [*trial.outcome.notes, repairs(done)],
+    )
+    return replace(trial, outcome=outcome, error=judge.error(work))
+
+
+def _left(
+    original: Network,
+    work: ir.Model,
+    shapes: Shapes,
+    changes: Sequence[Change],
+    goal: Goal,
+) -> tuple[dict[str, Array], set[str]]:
+    """Layers that have all of their outputs, as masks; and the nodes that differ."""
+    then = {node_name(n): n for n in original.model.graph}
+    known = {v.name for n in original.model.graph for v in n.outputs}
+    taken = {c.site for c in changes if c.applied}
+    left_alone = selector(goal.only, goal.skip)
+    masks: dict[str, Array] = {}
+    replaced: set[str] = set()
+    for node in work.graph:
+        name = node_name(node)
+        if name not in then or name in taken:
+            replaced.add(name)
+        elif node.op_type in REFITTED and left_alone(name) is None:
+            axis = 1 if node.op_type.startswith("Conv") else -1
+            if {v.name for v in node.outputs} <= known:
+                channels = shapes.need(node.outputs[0], node)[axis]
+                masks[name] = np.ones(channels, bool)
+    return masks, replaced
+
+
+def _copy(model: ir.Model) -> ir.Model:
+    made = model.clone()
+    made.meta.update(model.meta)
+    return made
 
 
 def _given(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:

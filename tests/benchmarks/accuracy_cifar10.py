@@ -37,7 +37,8 @@ def archives(source: Path, folder: Path, samples: int) -> tuple[str, str]:
 
 
 def main() -> None:
-    from squeeze.rewrite.prune import Limit, Plan, prune
+    from squeeze.rewrite.plan import Limit
+    from squeeze.rewrite.prune import Plan, prune
     from squeeze.rewrite.run import Options
     from squeeze.rewrite.samples import Samples
 

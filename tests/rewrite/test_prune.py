@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from squeeze.cli import cli
-from squeeze.rewrite.prune import Limit, Plan, prune
+from squeeze.rewrite.plan import Limit
+from squeeze.rewrite.prune import Plan, prune
 from squeeze.rewrite.run import Options
 from squeeze.rewrite.samples import Samples
 from tests.builders import SAMPLES, Net, run
@@ -227,7 +228,13 @@ def test_explain_writes_nothing(
         ([], 2, "--threshold 0"),
         (["--threshold", "0"], 2, "--data"),
         (["--macs", "50%", "--ratio", "0.5"], 2, "one of them"),
-        (["--macs", "lots"], 2, "50%"),
+        (["--macs", "lots"], 2, "write 600M or 50%"),
+        (["--macs", "0.5"], 2, "write 50% for a share"),
+        (["--macs", "150%"], 2, "not a count or a share"),
+        (["--params", "0"], 2, "not a count or a share"),
+        (["--threshold", "-1"], 2, "is negative"),
+        (["--threshold", "few"], 2, "is not an amount"),
+        (["--latency", "5s"], 2, "80% or 5ms"),
         (["--ratio", "1"], 2, "below 1"),
         (["--macs", "0.1%"], 3, "least that pruning can reach"),
     ],

@@ -58,6 +58,19 @@ def test_every_layer_says_what_was_done(tmp_path: Path) -> None:
     assert all(c["applied"] or c["reason"] for c in report["changes"])
 
 
+def test_layers_that_stay_are_refitted(tmp_path: Path) -> None:
+    """What reads the cut layers is fitted to them, and its line and a note say so."""
+    report = _shrink(tmp_path / "o.onnx", "--macs", "40%", "--with", "factorize")
+    (last,) = [c for c in report["changes"] if c["site"] == "fc1"]
+    assert not last["applied"]
+    assert last["details"]["repair"] == "least squares"
+    assert last["fit_error"] < last["details"]["error_before_refit"]
+    assert "repaired by least squares: fc1" in report["notes"]
+    left = ["--with", "factorize", "--skip", "fc1"]
+    report = _shrink(tmp_path / "o.onnx", "--macs", "40%", *left)
+    assert not any(note.startswith("repaired") for note in report["notes"])
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [

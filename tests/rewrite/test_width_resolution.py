@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
+from squeeze.cli import cli
 from squeeze.rewrite.resolution import pooling_matrix
 from tests.builders import SAMPLES, Net, run, standard_mobilenet
 from tests.rewrite.test_prune import channels, invoke, weights_of
@@ -163,6 +165,22 @@ def test_resize_in_front_keeps_the_input(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
     assert run(output, x=x)[0].shape == (2, 4)
     assert found["after"]["macs"] < 0.3 * found["before"]["macs"]
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(16, 8), (22, 13), (37, 3), (224, 193)])
+def test_resize_meets_the_size_to_the_pixel(
+    size: int, smaller: int, tmp_path: Path
+) -> None:
+    """A factor that floats round down loses no pixel; the table says both sizes."""
+    net = Net(["N", 3, size, size])
+    net.node("Relu", net.conv(3, 4))
+    model, output = net.save(tmp_path / "m.onnx"), tmp_path / "o.onnx"
+    words = ["resolution", str(model), "--size", str(smaller), "--resize-input"]
+    shown = CliRunner().invoke(cli, [*words, "-o", str(output), *FAST])
+    assert shown.exit_code == 0, shown.output
+    assert f"size {size}×{size} → {smaller}×{smaller}" in shown.output
+    x = np.zeros((1, 3, size, size), np.float32)
+    assert run(output, x=x)[0].shape[2:] == (smaller, smaller)
 
 
 def test_constants_that_hold_the_size_are_adapted(tmp_path: Path) -> None:

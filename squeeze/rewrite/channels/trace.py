@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -399,13 +400,13 @@ class Trace:
         order = np.lexsort((owners, units))
         units, owners = units[order], owners[order]
         starts = np.flatnonzero(np.diff(units, prepend=-1))
-        signatures = np.split(owners, starts[1:])
+        bounds = pairwise([*starts.tolist(), len(owners)])
+        makers_of = [owners[a:b].tobytes() for a, b in bounds]
         first, units = owners[starts], units[starts]
-        roots = joined.find(units)
+        names, roots = units.tolist(), joined.find(units).tolist()
         cells: dict[int, dict[bytes, list[int]]] = {}
-        for i in np.lexsort((units, first)):
-            same = cells.setdefault(int(roots[i]), {})
-            same.setdefault(signatures[i].tobytes(), []).append(int(units[i]))
+        for i in np.lexsort((units, first)).tolist():
+            cells.setdefault(roots[i], {}).setdefault(makers_of[i], []).append(names[i])
         makers: dict[int, list[Producer]] = {}
         for producer, own in zip(self.producers, made, strict=True):
             if len(own):

@@ -480,7 +480,7 @@ def _running() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SqueezeError(
             f"statistics can't be gathered, the model does not run here: {first}; "
             "leave --data out to go by the weights alone"

@@ -20,7 +20,8 @@ a compressed network against targets from the original (Zhang et al. 2015, §3.3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ import onnx_ir as ir
 from squeeze.calibrate.data import Batch, Data, fixed_batch
 from squeeze.calibrate.extend import Extension, Rows, Sums, merged
 from squeeze.calibrate.gram import add_product, complete
+from squeeze.calibrate.linear import Layout, Linear, linear_columns
 from squeeze.calibrate.marks import marks, uniform
 from squeeze.calibrate.wanted import Columns, Moments, Products, Wanted, Window
 from squeeze.errors import SqueezeError
@@ -245,7 +247,8 @@ class Collector:
             drawn = uniform(marked, max(feed.taken for feed in self._feeds))
             for feed in self._feeds:
                 feeds[feed.name], inside[feed.name] = feed.index(drawn)
-        arrays = self._session.run(outputs, feeds)
+        with _running():
+            arrays = self._session.run(outputs, feeds)
         named = dict(zip(outputs, arrays, strict=True))
         return _Ran(len(batch), named, inside, marked)
 
@@ -302,8 +305,16 @@ def _plan(
     if len(grids) != 1:
         raise ValueError(f"{key}: columns with different positions {sorted(grids)}")
     width = sum(extension.width(c) for c in wanted.columns)
-    parts = tuple(extension.rows(c, taken(width)) for c in wanted.columns)
-    return _RowsPlan(parts, wanted.keep)
+    linear = linear_columns(wanted.columns, extension.parts[1])
+    rows, parts = list[Rows](), list[slice | Linear]()
+    for index, columns in enumerate(wanted.columns):
+        if index in linear:
+            parts.append(linear[index])
+            continue
+        start = sum(one.width for one in rows)
+        rows.append(extension.rows(columns, taken(width)))
+        parts.append(slice(start, start + rows[-1].width))
+    return _RowsPlan(tuple(rows), Layout(tuple(parts)), wanted.keep)
 
 
 @dataclass(frozen=True)
@@ -333,6 +344,7 @@ class _MomentsSum:
 @dataclass(frozen=True)
 class _RowsPlan:
     parts: tuple[Rows, ...]
+    layout: Layout
     keep: int
 
     @property
@@ -429,20 +441,46 @@ class _RowsSum:
         shift = self.shift if self.shift is not None else np.zeros(len(order))
         shift = shift.astype(np.float64)
         complete(self.product, shift, self.sum + self.count / 2 * shift)
-        total = self.sum + self.count * shift
-        sums = {"sum": total[order], "product": self.product[np.ix_(order, order)]}
+        total = (self.sum + self.count * shift)[order]
+        product = self.product[np.ix_(order, order)]
         sample = Sample.joined(self.kept).columns(order) if self.kept else None
-        return Stats(self.count, sums, sample)
+        return _complete(
+            self.plan.layout,
+            Stats(self.count, {"sum": total, "product": product}, sample),
+        )
+
+
+def _complete(layout: Layout, known: Stats) -> Stats:
+    """With the columns that follow from those that were taken."""
+    if layout.plain:
+        return known
+    total, product = known.sums["sum"], known.sums["product"]
+    sums = {
+        "sum": layout.sums(known.count, total),
+        "product": layout.products(known.count, total, product),
+    }
+    sample = known.sample
+    if sample is not None:
+        rows = layout.rows(sample.matrix).reshape(*sample.rows.shape[:2], -1)
+        sample = Sample(sample.keys, rows, sample.limit)
+    return Stats(known.count, sums, sample)
 
 
 def _session(model: ir.Model, spin: bool) -> Any:
     """`spin` where no other session takes turns with it."""
     from squeeze import session
 
-    try:
+    with _running():
         return session.of(model, spin=spin)
-    except Exception as error:  # onnxruntime raises many kinds
-        first = str(error).strip().splitlines()[0]
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """What onnxruntime can't make or run, told as that: it raises many kinds."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SqueezeError(
             f"statistics can't be gathered, the model does not run here: {first}; "
             "leave --data out to go by the weights alone"

@@ -93,6 +93,37 @@ def test_products_of_a_window(window: Window, channels: int) -> None:
     assert np.allclose(found.covariance, np.cov(rows.T, ddof=0), atol=1e-5)
 
 
+@settings(max_examples=20, deadline=None)
+@given(window=windows(), biased=st.booleans())
+def test_what_a_convolution_gives_follows_from_what_it_reads(
+    window: Window, biased: bool
+) -> None:
+    """Outputs beside inputs: sums, products and rows as onnxruntime computes them."""
+    size = (7, 6)[: len(window.kernel)]
+    x, weight = images(5, 3, *size), images(4, 3, *window.kernel)
+    arrays = {"w": weight, "b": np.arange(4, dtype=np.float32)}
+    node = helper.make_node(
+        "Conv",
+        ["x", "w", "b"] if biased else ["x", "w"],
+        ["y"],
+        "conv",
+        strides=window.strides,
+        pads=window.pads,
+        dilations=window.dilations,
+    )
+    proto = model_of([node], arrays, {"x": x.shape[1:]}, "y")
+    columns = (Columns("y"), Columns("x", window=window))
+    asked = {"both": Products(columns, keep=5)}
+    found = gather(*opened(proto, x), asked, positions=ALL)["both"]
+    y = np.moveaxis(outputs(proto, x=x), 1, -1).reshape(-1, 4)
+    rows = np.concatenate([y, rows_of(x, window)], 1).astype(np.float64)
+    assert np.allclose(found.sums["sum"], rows.sum(0), atol=1e-3)
+    assert np.allclose(found.sums["product"], rows.T @ rows, rtol=1e-4, atol=1e-2)
+    assert found.sample is not None
+    kept = found.sample.matrix.astype(np.float64)  # all five samples, in another order
+    assert np.allclose(kept.T @ kept, rows.T @ rows, rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_moments_of_a_convolution(dtype: int) -> None:
     """Sums over every position; counts are exact."""

@@ -1,6 +1,6 @@
 """Accuracy without training: prune `cifar10_cnn.onnx` to a share of its MACs.
 
-    python tests/benchmarks/accuracy_cifar10.py [--data ../shared/data/cifar10]
+    python -m tests.benchmarks.accuracy_cifar10 [--data ../shared/data/cifar10]
 
 2,000 unlabelled training images to calibrate, the validation split to evaluate.
 Baseline (an 80-line experiment, energy): with refit −0.6 points at 76 % of the MACs,
@@ -10,7 +10,6 @@ Baseline (an 80-line experiment, energy): with refit −0.6 points at 76 % of th
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from fractions import Fraction
@@ -18,21 +17,19 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent.parent
-MODEL = ROOT / "sample_models" / "cifar10_cnn.onnx"
+from tests.benchmarks import cifar10
+from tests.benchmarks.cifar10 import MODEL
+
 BASELINE = {76: (-0.6, -2.0), 51: (-2.6, -10.2), 26: (-8.9, -30.0)}
 
 
 def archives(source: Path, folder: Path, samples: int) -> tuple[str, str]:
     """Calibration images without labels, and the labelled validation split."""
-    sys.path.insert(0, str(ROOT / "sample_models"))
-    from build import cifar_split
-
-    x, _ = cifar_split(source / "train.npz")
+    x, _ = cifar10.split(source / "train.npz")
     picked = np.random.default_rng(0).permutation(len(x))[: samples * 5 // 4]
-    np.savez(folder / "calibration.npz", x=x.numpy()[picked])
-    x, labels = cifar_split(source / "validation.npz")
-    np.savez(folder / "validation.npz", x=x.numpy(), labels=labels.numpy())
+    np.savez(folder / "calibration.npz", x=x[picked])
+    x, labels = cifar10.split(source / "validation.npz")
+    np.savez(folder / "validation.npz", x=x, labels=labels)
     return str(folder / "calibration.npz"), str(folder / "validation.npz")
 
 
@@ -43,8 +40,7 @@ def main() -> None:
     from squeeze.rewrite.samples import Samples
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = ROOT.parent / "shared" / "data" / "cifar10"
-    parser.add_argument("--data", type=Path, default=default)
+    parser.add_argument("--data", type=Path, default=cifar10.FOLDER)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--by", nargs="*", default=["energy", "reconstruction"])
     parser.add_argument("--percent", nargs="*", type=int, default=[76, 51, 26])

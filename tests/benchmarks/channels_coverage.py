@@ -1,6 +1,6 @@
 """Every real graph halved: MACs, proofs, speed, and onnxsim's pruning beside it.
 
-    python tests/benchmarks/channels_coverage.py [--zoo ../shared/zoo] [--only GLOB]
+    python -m tests.benchmarks.channels_coverage [--zoo ../shared/zoo] [--only GLOB]
 
 Per graph: MACs left by `prune --by l2 --ratio 0.5 --no-refit` and by
 `width --multiplier 0.5` (both pass the full checker and run in onnxruntime, or the
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,21 +34,18 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from squeeze import model as models  # noqa: E402
-from squeeze import profile, session  # noqa: E402
-from squeeze import shapes as shaping  # noqa: E402
-from squeeze.rewrite.channels import choose, prepare, trace  # noqa: E402
-from squeeze.rewrite.plan import Limit  # noqa: E402
-from squeeze.rewrite.prune import Plan, prune  # noqa: E402
-from squeeze.rewrite.run import Options  # noqa: E402
-from squeeze.rewrite.samples import Samples  # noqa: E402
-from squeeze.rewrite.width import Width, width  # noqa: E402
-from tests.benchmarks import graphs  # noqa: E402
-from tests.builders import residual_chain  # noqa: E402
-from tests.rewrite import channels_proof as proof  # noqa: E402
+from squeeze import model as models
+from squeeze import profile, session
+from squeeze import shapes as shaping
+from squeeze.rewrite.channels import choose, prepare, trace
+from squeeze.rewrite.plan import Limit
+from squeeze.rewrite.prune import Plan, prune
+from squeeze.rewrite.run import Options
+from squeeze.rewrite.samples import Samples
+from squeeze.rewrite.width import Width, width
+from tests.benchmarks import zoo
+from tests.builders import residual_chain
+from tests.rewrite import channels_proof as proof
 
 HALF = Fraction(1, 2)
 DEAD = 0.2
@@ -219,7 +215,7 @@ def speed(paths: list[Path], folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--filled", type=Path, help="graphs that have weights")
     parser.add_argument("--only", default="*")
     parser.add_argument("--zero", action="store_true", help="--threshold 0 instead")
@@ -236,7 +232,7 @@ def main() -> None:
         if options.filled:
             paths = sorted(options.filled.glob(f"{options.only}.onnx"))
         else:
-            paths = graphs.filled(options.zoo, Path(made), options.only)
+            paths = zoo.filled(options.zoo, options.only) + zoo.light(options.only)
         if options.speed:
             return speed(paths, Path(made))
         for path in sorted(paths, key=lambda p: profile(p).totals.macs):

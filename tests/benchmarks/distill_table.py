@@ -1,6 +1,6 @@
 """What distillation recovers on the CIFAR-10 network, without labels.
 
-    python tests/benchmarks/distill_table.py --seeds 0 1 2 --results table.jsonl
+    python -m tests.benchmarks.distill_table --seeds 0 1 2 --results table.jsonl
 
 Converts sample_models/cifar10_cnn.onnx, distils each student on the images of the
 training split and measures accuracy in onnxruntime on the validation split. Every run
@@ -22,7 +22,6 @@ import dataclasses
 import io
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "sample_models"))
-TEACHER = ROOT / "sample_models" / "cifar10_cnn.onnx"
+from tests.benchmarks import cifar10
+from tests.benchmarks.cifar10 import MODEL as TEACHER
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ STRUCTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT / "../shared/data/cifar10")
+    parser.add_argument("--data", type=Path, default=cifar10.FOLDER)
     parser.add_argument("--results", type=Path, default=Path("distill_table.jsonl"))
     parser.add_argument("--work", type=Path, default=Path("distill_table.work"))
     parser.add_argument("--structures", nargs="*", default=list(STRUCTURES))
@@ -203,19 +201,17 @@ def _value(text: str) -> object:
 
 def archives(options: argparse.Namespace) -> tuple[Path, Path]:
     """The decoded splits: training images, without labels but where they are used."""
-    from build import cifar_split
-
     suffix = f"-{options.images}" if options.images else ""
     suffix += "-labelled" if options.labels else ""
     train = options.work / f"train{suffix}.npz"
     validation = options.work / "validation.npz"
     if not train.exists():
-        x, y = cifar_split(options.data / "train.npz")
-        labels = {"labels": y.numpy()[: options.images]} if options.labels else {}
-        np.savez(train, x=x.numpy()[: options.images], **labels)
+        x, y = cifar10.split(options.data / "train.npz")
+        labels = {"labels": y[: options.images]} if options.labels else {}
+        np.savez(train, x=x[: options.images], **labels)
     if not validation.exists():
-        x, y = cifar_split(options.data / "validation.npz")
-        np.savez(validation, x=x.numpy(), labels=y.numpy())
+        x, y = cifar10.split(options.data / "validation.npz")
+        np.savez(validation, x=x, labels=y)
     return train, validation
 
 

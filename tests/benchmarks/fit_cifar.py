@@ -1,4 +1,4 @@
-"""Accuracy after fitting without training: `python tests/benchmarks/fit_cifar.py`.
+"""Accuracy after fitting without training: `python -m tests.benchmarks.fit_cifar`.
 
 The CIFAR-10 sample network, 2,000 unlabelled training images to fit to, accuracy on
 the 5,000 validation images, first layer kept. Baseline: a 60-line experiment with the
@@ -27,13 +27,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "sample_models"))
-
-from squeeze import model as models  # noqa: E402
-from squeeze import session, shapes  # noqa: E402
-from squeeze.calibrate.data import Data, open_data, specs_of  # noqa: E402
-from squeeze.calibrate.stats import (  # noqa: E402
+from squeeze import model as models
+from squeeze import session, shapes
+from squeeze.calibrate.data import Data, open_data, specs_of
+from squeeze.calibrate.stats import (
     Collector,
     Columns,
     Moments,
@@ -41,13 +38,14 @@ from squeeze.calibrate.stats import (  # noqa: E402
     Wanted,
     Window,
 )
-from squeeze.rewrite.convert import convert  # noqa: E402
-from squeeze.rewrite.factorize import factorize  # noqa: E402
-from squeeze.rewrite.fit.source import SAMPLES, FitData  # noqa: E402
-from squeeze.rewrite.plan import Result  # noqa: E402
-from squeeze.rewrite.run import Options  # noqa: E402
+from squeeze.rewrite.convert import convert
+from squeeze.rewrite.factorize import factorize
+from squeeze.rewrite.fit.source import SAMPLES, FitData
+from squeeze.rewrite.plan import Result
+from squeeze.rewrite.run import Options
+from tests.benchmarks import cifar10
+from tests.benchmarks.cifar10 import MODEL
 
-MODEL = ROOT / "sample_models" / "cifar10_cnn.onnx"
 QUICK = Options(bench=False, simplify=False)
 Split = tuple[np.ndarray, np.ndarray]
 KEPT = ["conv1", "fc*"]
@@ -55,12 +53,9 @@ KEPT = ["conv1", "fc*"]
 
 def load(folder: Path) -> tuple[np.ndarray, Split]:
     """2,000 training images, and the validation split with labels."""
-    import build
-
-    train, _ = build.cifar_split(folder / "train.npz")
-    x, y = build.cifar_split(folder / "validation.npz")
+    train, _ = cifar10.split(folder / "train.npz")
     picked = np.random.default_rng(0).choice(len(train), 2000, replace=False)
-    return train.numpy()[np.sort(picked)], (x.numpy(), y.numpy())
+    return train[np.sort(picked)], cifar10.split(folder / "validation.npz")
 
 
 def accuracy(model: ir.Model, split: Split) -> float:
@@ -209,7 +204,7 @@ def in_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 def memory(counts: tuple[int, ...] = (1_000, 10_000)) -> None:
     """Peak of a process that gathers over so many random images, streamed."""
     for count in counts:
-        command = [sys.executable, __file__, "--gather", str(count)]
+        command = [sys.executable, "-m", __spec__.name, "--gather", str(count)]
         print(f"{count:,} images: ", end="", flush=True)
         subprocess.run(command, check=True)
 
@@ -285,7 +280,6 @@ def resnet50(model: Path, count: int = 500) -> None:
 
 def fully_connected(size: int, energy: float = 0.9) -> None:
     """A layer with known singular values: rank and error against the theory."""
-    sys.path.insert(0, str(ROOT))
     from tests.layers import factor_error, known_spectrum
 
     weight, squared = known_spectrum(size)
@@ -302,9 +296,8 @@ def fully_connected(size: int, energy: float = 0.9) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cifar = ROOT.parent / "shared" / "data" / "cifar10"
     parser.add_argument(
-        "--data", type=Path, default=cifar, help="train, validation .npz"
+        "--data", type=Path, default=cifar10.FOLDER, help="train, validation .npz"
     )
     parser.add_argument("--plans", type=int, default=0, help="random plans, as 30")
     parser.add_argument("--speed", action="store_true")

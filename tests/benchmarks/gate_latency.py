@@ -1,6 +1,6 @@
 """False alarms and catches of the latency limit.
 
-`python tests/benchmarks/gate_latency.py [--load N]`
+`python -m tests.benchmarks.gate_latency [--load N]`
 
 An unchanged model against itself, and one that takes 25 % longer (10 equal
 convolutions for 8) against the original, each checked many times at the default

@@ -1,4 +1,4 @@
-"""Time and memory of the gate: `python tests/benchmarks/gate_speed.py --zoo FOLDER`.
+"""Time and memory of the gate: `python -m tests.benchmarks.gate_speed --zoo FOLDER`.
 
 The gate of a ResNet-50 without latency (asked for: under 1.5 s and 500 MB), and of
 folders of 5, 10 and 20 models (asked for: linear in their number), each a process of

@@ -20,12 +20,11 @@ from squeeze import load, shapes
 from squeeze.errors import SqueezeError
 from squeeze.recover import GraphModule, to_torch, verify
 from tests.benchmarks import zoo
-from tests.benchmarks.graphs import LIGHT
 
 
 def main() -> None:
     given = zoo.arguments(__doc__).parse_args()
-    light = [] if given.models else sorted(LIGHT.glob("*.onnx"))
+    light = [] if given.models else zoo.light()
     print(
         "| graph | difference | weights | in onnxruntime | reached | step | seconds |"
     )

@@ -28,7 +28,6 @@ from squeeze import model as models
 from squeeze.cli import run
 from squeeze.measure import cases
 from tests.benchmarks import zoo
-from tests.benchmarks.graphs import LIGHT
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 
@@ -71,7 +70,7 @@ def main() -> None:
     _report("graphs that the rule was found on", zoo.paths(given))
     if not given.models:
         with tempfile.TemporaryDirectory() as folder:
-            folded = [_folded(path, Path(folder)) for path in LIGHT.glob("*.onnx")]
+            folded = [_folded(path, Path(folder)) for path in zoo.light()]
             unseen = [*sorted(folded), *sorted(SAMPLES.glob("*.onnx"))]
             made = _rewritten({p.stem: p for p in unseen}, Path(folder))
             _report("graphs not looked at", [*unseen, *made])

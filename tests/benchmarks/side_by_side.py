@@ -1,6 +1,6 @@
 """squeeze, onnxsim and torch-pruning on the same networks, half of every layer.
 
-    python tests/benchmarks/side_by_side.py [--zoo ../shared/zoo | --filled FOLDER]
+    python -m tests.benchmarks.side_by_side [--zoo ../shared/zoo | --filled FOLDER]
 
 Each tool removes half of the channels by the L2 norm of the weights, without training:
 MACs left, whether the result passes the checker, runs in onnxruntime and keeps its
@@ -12,7 +12,6 @@ where the twin can't be built, or the extra is not installed, the line says so.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 import warnings
@@ -25,15 +24,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-from squeeze import model as models  # noqa: E402
-from squeeze import profile, session  # noqa: E402
-from squeeze import shapes as shaping  # noqa: E402
-from tests.benchmarks import graphs  # noqa: E402
-from tests.benchmarks.accuracy_cifar10 import archives  # noqa: E402
-from tests.builders import run  # noqa: E402
+from squeeze import model as models
+from squeeze import profile, session
+from squeeze import shapes as shaping
+from tests.benchmarks import cifar10, zoo
+from tests.benchmarks.accuracy_cifar10 import archives
+from tests.builders import run
 
 GRAPHS = ["resnet18*", "mobilenet_v2*", "squeezenet1_1*", "densenet121*"]
 
@@ -151,7 +147,7 @@ def line(subject: Subject, tool: str, out: Path) -> str:
 
 
 def subjects(options: argparse.Namespace, folder: Path) -> Iterator[Subject]:
-    samples = ROOT / "sample_models"
+    samples = cifar10.MODEL.parent
     digits = samples / "digits.npz"
     yield Subject(samples / "digits_cnn.onnx", digits, samples / "digits_test.npz")
     if options.cifar.exists():
@@ -161,15 +157,14 @@ def subjects(options: argparse.Namespace, folder: Path) -> Iterator[Subject]:
         if options.filled:
             yield from map(Subject, sorted(options.filled.glob(f"{pattern}.onnx")))
         else:
-            yield from map(Subject, graphs.filled(options.zoo, folder, pattern))
+            yield from map(Subject, zoo.filled(options.zoo, pattern))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    shared = ROOT.parent / "shared"
-    parser.add_argument("--zoo", type=Path, default=shared / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--filled", type=Path, help="graphs that have weights")
-    parser.add_argument("--cifar", type=Path, default=shared / "data" / "cifar10")
+    parser.add_argument("--cifar", type=Path, default=cifar10.FOLDER)
     parser.add_argument("--graphs", nargs="*", default=GRAPHS)
     options = parser.parse_args()
     import onnxsim  # noqa: F401 (a second: not the first tool's)

@@ -1,6 +1,6 @@
 """How long and how much memory whole commands take, against their targets.
 
-`python tests/benchmarks/speed.py [--runs 5] [--zoo FOLDER]`. Baselines: the import of
+`python -m tests.benchmarks.speed [--runs 5] [--zoo FOLDER]`. Baselines: the import of
 onnx and onnx_ir for `profile`, the model's own size for memory. ResNet-50 comes from
 the zoo with random weights; the large models are made here.
 """

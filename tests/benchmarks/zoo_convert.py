@@ -1,6 +1,6 @@
 """Real graphs: MACs against torchvision's, and what convert does to each.
 
-`python tests/benchmarks/zoo_convert.py [--zoo FOLDER] [--only PATTERN]`. Baseline:
+`python -m tests.benchmarks.zoo_convert [--zoo FOLDER] [--only PATTERN]`. Baseline:
 torchvision's published GMACs (3 decimals, so half a unit of the last is allowed on top
 of 0.5 %). Each converted model has passed the checker and run in onnxruntime.
 """
@@ -13,9 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import graphs
-
 import squeeze
+from tests.benchmarks import zoo
 
 
 def row(path: Path, published: dict[str, dict], out: Path) -> str:
@@ -42,13 +41,14 @@ def row(path: Path, published: dict[str, dict], out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"))
+    parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--only", default="*")
     options = parser.parse_args()
-    published = graphs.published(options.zoo)
+    published = zoo.published(options.zoo)
     print("graph: GMACs, against published | depthwise-separable | effnet")
+    found = zoo.filled(options.zoo, options.only) + zoo.light(options.only)
     with tempfile.TemporaryDirectory() as made:
-        for path in graphs.filled(options.zoo, Path(made), options.only):
+        for path in found:
             print(row(path, published, Path(made) / "out.onnx"), flush=True)
 
 

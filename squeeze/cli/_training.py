@@ -65,9 +65,7 @@ def settings(function: F) -> F:
         ),
         click.option("--no-augment", is_flag=True, help="Use images as they are."),
         click.option(
-            "--mix/--no-mix",
-            default=None,
-            help="Blend pairs of images; by default in long schedules.",
+            "--mix", is_flag=True, help="Blend pairs of images: for long schedules."
         ),
         click.option(
             "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"
@@ -211,7 +209,7 @@ def _resuming(files: Any, given: Mapping[str, Any]) -> str:
 
 _OPTIONS = (
     "epochs minutes batch learning_rate temperature feature_weight label_weight l1 "
-    "batch_norm mix device precision patience loss seed"
+    "batch_norm device precision patience loss seed"
 ).split()
 
 
@@ -220,7 +218,7 @@ def read(given: Mapping[str, Any]) -> Any:
     from squeeze.recover import Options
 
     chosen = {name: given[name] for name in _OPTIONS if given[name] is not None}
-    return Options(**chosen, augment=not given["no_augment"])
+    return Options(**chosen, augment=not given["no_augment"], mix=given["mix"])
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Literal
 Loss = Literal["auto", "soft", "mse"]
 Device = Literal["auto", "cpu", "cuda"]
 FEATURE_WEIGHT = 0.1  # of the replaced sites' outputs, beside the network's outputs
-MIX_EPOCHS = 30
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -24,10 +23,9 @@ class Options:
     for class scores and mean squared error for everything else. `temperature` softens
     both networks' scores (Hinton et al. 2015). `l1` weighs the mean magnitude of every
     activation (thesis §2.2.2). `augment` shifts, mirrors and, with `mix`, blends
-    images: by default where each is seen 30 times or more, since before that a plain
-    image teaches more. `block_share` is the part of the schedule in which replaced
-    sites learn one by one. `patience` is in epochs without gain: by default a third of
-    them, at least 8.
+    images, which takes more epochs. `block_share` is the part of the schedule in which
+    replaced sites learn one by one. `patience` is in epochs without gain: by default a
+    third of them, at least 8.
     """
 
     epochs: int = 0
@@ -43,7 +41,7 @@ class Options:
     block_share: float = 0.2
     batch_norm: bool | None = None
     augment: bool = True
-    mix: bool | None = None
+    mix: bool = False
     device: Device = "auto"
     precision: Precision = "auto"
     patience: int | None = None
@@ -58,11 +56,7 @@ class Options:
         if weight is None:  # features hold up what the L1 term is to let go
             weight = 0.0 if self.l1 else FEATURE_WEIGHT
         return dataclasses.replace(
-            self,
-            epochs=epochs,
-            batch=batch,
-            feature_weight=weight,
-            mix=epochs >= MIX_EPOCHS if self.mix is None else self.mix,
+            self, epochs=epochs, batch=batch, feature_weight=weight
         )
 
 

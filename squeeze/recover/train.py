@@ -141,7 +141,7 @@ class Trainer:
         self._optimizer.set_rate(options.learning_rate * schedule(done))
         if options.augment:
             seed = (options.seed, cursor.phase, cursor.step)
-            mix = bool(options.mix and not options.label_weight)  # a blend has no label
+            mix = options.mix and not options.label_weight  # a blend has no label
             fed = Fed(augment(fed.inputs, seed, mix), fed.labels)
         loss = self._gradients(phase, fed)
         if not math.isfinite(loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
 NORM_BATCH = 16  # fewer samples make poor statistics
 NORM_SAMPLES = 512  # to start an inserted normalisation from
 EVAL_BATCH = 128
+BLOCK_UPDATES = 2000  # sites alone are done by then
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def distill(
         checkpoint,
         checkpoints.identity(student, teacher, data, options) if checkpoint else "",
     )
-    trainer = Trainer(setting, _phases(modules, targets, options), progress)
+    trainer = Trainer(setting, _phases(modules, targets, options, len(feed)), progress)
     if resume:
         trainer.load()
     before = trainer.run()
@@ -264,16 +266,21 @@ def _batches(data: Data, device: torch.device, micro: int) -> list[Fed]:
 
 
 def _phases(
-    modules: tuple[GraphModule, GraphModule], targets: Targets, options: Options
+    modules: tuple[GraphModule, GraphModule],
+    targets: Targets,
+    options: Options,
+    updates: int,
 ) -> list[Phase]:
-    """Block by block while sites are new, then end to end."""
+    """Block by block while sites are new, then end to end; `updates` of an epoch."""
     student, teacher = modules
     every = tuple(student._parameters)
     whole = WholeObjective(student, teacher, targets, options)
     epochs = round(options.epochs * options.block_share) if targets.sites else 0
     share = options.block_share if targets.sites else 0.0
     if options.block_share and targets.sites and options.epochs > 2:
-        epochs = max(epochs, 1)
+        epochs = min(max(epochs, 1), math.ceil(BLOCK_UPDATES / updates))
+    if not options.minutes:
+        share = epochs / options.epochs
     if not epochs or not share:
         return [Phase("whole", whole, options.epochs, 1.0, every)]
     edge = set(targets.known)

@@ -308,6 +308,21 @@ def node_name(node: ir.Node) -> str:
     )
 
 
+def constant(node: ir.Node, index: int) -> np.ndarray | None:
+    """Values of an input that is a constant, else None; omitted inputs are None."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def copy(model: ir.Model) -> ir.Model:
+    """A clone that remembers where the model came from."""
+    made = model.clone()
+    made.meta.update(model.meta)
+    return made
+
+
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers, tied ones once, whatever file they lie in."""
     return sum(

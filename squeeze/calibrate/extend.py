@@ -104,8 +104,7 @@ def merged(parts: Sequence[ir.Model]) -> tuple[ir.Model, list[dict[str, ir.Value
     What a part computes from the same values by the same weights as the first does is
     computed once.
     """
-    base = parts[0].clone()
-    base.meta.update(parts[0].meta)
+    base = models.copy(parts[0])
     names = [_values(base.graph)]
     for number, part in enumerate(parts[1:], 1):
         other = part.clone().graph

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.calibrate.wanted import Columns, Window
+from squeeze.model import constant
 
 Array = np.ndarray
 
@@ -41,7 +42,7 @@ def linear_columns(
         node = values[one.model][one.value].producer()
         if one.window or one.axis != 1 or node is None or node.op_type != "Conv":
             continue
-        arrays = [_constant(v) for v in node.inputs[1:]]
+        arrays = [constant(node, i) for i in range(1, len(node.inputs))]
         if node.attributes.get_int("group", 1) != 1 or any(a is None for a in arrays):
             continue
         weight = np.asarray(arrays[0], np.float64)
@@ -53,12 +54,6 @@ def linear_columns(
                 matrix = weight.reshape(len(weight), -1)
                 found[index] = Linear(source, matrix, np.asarray(bias, np.float64))
     return found
-
-
-def _constant(value: ir.Value | None) -> Array | None:
-    if value is None or value.const_value is None:
-        return None
-    return np.asarray(value.const_value.numpy())
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,10 @@ class Muon(torch.optim.Optimizer):
     def _update(self, p: Tensor) -> Tensor:
         """Nesterov momentum, orthogonal, scaled to one size for every shape."""
         assert p.grad is not None
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        momentum.mul_(MOMENTUM).add_(p.grad)
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        momentum = state["momentum"].mul_(MOMENTUM).add_(p.grad)
         update = (p.grad + MOMENTUM * momentum).flatten(1)
         rows, columns = update.shape
         scale = max(1.0, rows / columns) ** 0.5

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from squeeze import model as models
 from squeeze.calibrate.data import HELD_OUT, Data, fixed_batch, hold_out
 from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover import checkpoint as checkpoints
@@ -117,8 +118,7 @@ def distill(
         trainer.load()
     before = trainer.run()
     trainer.save()
-    result = student.clone()
-    result.meta.update(student.meta)
+    result = models.copy(student)
     write_back(result, setting.student)
     return Distilled(
         model=result,
@@ -275,13 +275,13 @@ def _phases(
     student, teacher = modules
     every = tuple(student._parameters)
     whole = WholeObjective(student, teacher, targets, options)
-    epochs = round(options.epochs * options.block_share) if targets.sites else 0
     share = options.block_share if targets.sites else 0.0
-    if options.block_share and targets.sites and options.epochs > 2:
+    epochs = round(options.epochs * share)
+    if share and options.epochs > 2:
         epochs = min(max(epochs, 1), math.ceil(BLOCK_UPDATES / updates))
     if not options.minutes:
         share = epochs / options.epochs
-    if not epochs or not share:
+    if not epochs:
         return [Phase("whole", whole, options.epochs, 1.0, every)]
     edge = set(targets.known)
     inside = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from squeeze.model import add_initializer, node_name
+from squeeze.model import add_initializer, constant, node_name
 from squeeze.rewrite.channels.trace import Array
 from squeeze.rewrite.fit.solve import Affine
 
@@ -55,23 +55,16 @@ TABLE = {
     "GroupNormalization": Row(1, _last),
 }
 STATISTICS = ("LayerNormalization", "GroupNormalization")  # they read all channels
+LAYERS = tuple(op for op in TABLE if op not in STATISTICS)
 
 
 def affine_axis(node: ir.Node) -> int:
     return TABLE[node.op_type].axis
 
 
-def weight_of(node: ir.Node, operand: int = 1) -> Array | None:
-    """A constant input of a node, None where there is none."""
-    value = node.inputs[operand] if len(node.inputs) > operand else None
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
-
-
 def why_not(node: ir.Node, channels: int) -> str | None:
     """Why the outputs of a layer can't be scaled and shifted by channel, or None."""
-    weight = weight_of(node)
+    weight = constant(node, 1)
     if node.op_type not in TABLE:
         return f"{node.op_type} has no weights of its own"
     if weight is None:
@@ -152,7 +145,7 @@ def bias_values(place: Place | None, count: int) -> Array:
 
 def store(model: ir.Model, node: ir.Node, fitted: Affine, place: Place | None) -> None:
     """Give a linear layer the weights (O, D) and, at `place`, the bias (O,)."""
-    old = weight_of(node)
+    old = constant(node, 1)
     assert old is not None
     transposed = node.op_type == "MatMul" or (
         node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
@@ -165,7 +158,7 @@ def store(model: ir.Model, node: ir.Node, fitted: Affine, place: Place | None) -
 
 def rescale(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> None:
     """Make a layer's outputs y into scale · y + shift, by channel (O,)."""
-    weight, place = weight_of(node), bias_place(node)
+    weight, place = constant(node, 1), bias_place(node)
     assert weight is not None
     assert place is not None
     scaled = TABLE[node.op_type].scaled(node, weight.astype(np.float64), scale)

@@ -25,7 +25,7 @@ from squeeze.calibrate.stats import (
     Window,
     gather,
 )
-from squeeze.rewrite.affine import weight_of
+from squeeze.model import constant
 from squeeze.rewrite.channels import Trace, axes_of
 from squeeze.rewrite.channels.trace import Sink
 from squeeze.rewrite.fit.solve import damping
@@ -121,7 +121,7 @@ def _norm(power: int) -> Callable[[Context], Array]:
     def score(context: Context) -> Array:
         total = context.empty
         for producer in context.trace.producers:
-            weight = weight_of(producer.node, producer.operand)
+            weight = constant(producer.node, producer.operand)
             if weight is None:
                 continue
             axes = axes_of(context.trace, producer.node, producer.operand)
@@ -188,7 +188,7 @@ def _energy(context: Context) -> Array:
 def _column_norms(trace: Trace, reading: Reading) -> Array:
     """Squared norm of what the sink's weights do with each index; 1 without weights."""
     for operand, axis in reading.sink.places:
-        weight = weight_of(reading.sink.node, operand)
+        weight = constant(reading.sink.node, operand)
         if weight is not None:
             other = tuple(i for i in range(weight.ndim) if i != axis)
             norms = (weight.astype(np.float64) ** 2).sum(other)
@@ -268,7 +268,7 @@ def matrix(node: ir.Node) -> Array | None:
     operand = 1
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[0] is None:
         return None
-    weight = weight_of(node, operand)
+    weight = constant(node, operand)
     if weight is None or node.inputs[0].const_value is not None:
         return None
     attributes = node.attributes
@@ -295,7 +295,7 @@ def columns_of(node: ir.Node, value: ir.Value, model: int = 0) -> Columns:
     name = value.name or ""
     if node.op_type != "Conv":
         return Columns(name, -1, None, model)
-    weight = weight_of(node, 1)
+    weight = constant(node, 1)
     assert weight is not None
     return Columns(name, 1, Window.of(node, weight.shape[2:]), model)
 

@@ -18,7 +18,7 @@ from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
 from squeeze.measure import latency
 from squeeze.rewrite import criteria
-from squeeze.rewrite.affine import weight_of
+from squeeze.rewrite.affine import LAYERS
 from squeeze.rewrite.channels import changes as views
 from squeeze.rewrite.channels import choose, prepare, trace
 from squeeze.rewrite.channels.choose import Cell, Floors
@@ -359,10 +359,8 @@ class _Channels(Removing):
         """Perturb weights by rand(shape)·(1 − var(weights)) (thesis §2.2.2)."""
         rng = np.random.default_rng([self.seed, number])
         for node in model.graph:
-            weight = weight_of(node)
-            if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and (
-                weight is not None
-            ):
+            weight = models.constant(node, 1)
+            if node.op_type in LAYERS and weight is not None:
                 noise = (
                     rng.random(weight.shape) * (1 - weight.var()) * self.plan.distort
                 )

@@ -159,8 +159,7 @@ def _transformed(
         if work is not model:
             shapes = shaping.infer(work, options.input_shapes)
     if work is model:
-        work = model.clone()
-        work.meta.update(model.meta)
+        work = models.copy(model)
     outcome = transform(work, shapes)
     _forget_shapes(outcome.model.graph)
     return outcome, [*notes, *outcome.notes]

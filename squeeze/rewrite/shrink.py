@@ -18,6 +18,7 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
+from squeeze import model as models
 from squeeze import session
 from squeeze import shapes as shaping
 from squeeze.calibrate.data import Data
@@ -25,6 +26,7 @@ from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError, nearest
 from squeeze.model import node_name
 from squeeze.rewrite import factorize, prune
+from squeeze.rewrite.affine import LAYERS, affine_axis
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.plan import Change, Limit, Outcome, Result, selector
 from squeeze.rewrite.refit import Network, refit
@@ -39,7 +41,6 @@ MENUS: dict[frozenset[str], factorize.Method] = {
     frozenset({"factorize"}): "auto",
     frozenset({"convert"}): "separable",
 }
-REFITTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 EFFORTS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way that pruning goes
 
 Array = np.ndarray
@@ -145,7 +146,7 @@ def _trial(
     data: FitData,
     judge: Judge,
 ) -> Trial:
-    work = _copy(model)
+    work = models.copy(model)
     changes: Sequence[Change] = ()
     notes: list[str] = []
     if share < 1:
@@ -182,7 +183,7 @@ def _refitted(
     judge: Judge,
 ) -> Trial:
     """The layers that are left refitted to what the others have become."""
-    work = _copy(trial.outcome.model)
+    work = models.copy(trial.outcome.model)
     changes = trial.outcome.changes
     left, replaced = _left(original, work, shapes, changes, goal)
     fitting = data.calibration(original.model, original.shapes).fitting
@@ -218,18 +219,14 @@ def _left(
         name = node_name(node)
         if name not in then or name in taken:
             replaced.add(name)
-        elif node.op_type in REFITTED and left_alone(name) is None:
-            axis = 1 if node.op_type.startswith("Conv") else -1
-            if {v.name for v in node.outputs} <= known:
-                channels = shapes.need(node.outputs[0], node)[axis]
-                masks[name] = np.ones(channels, bool)
+        elif (
+            node.op_type in LAYERS
+            and left_alone(name) is None
+            and {v.name for v in node.outputs} <= known
+        ):
+            channels = shapes.need(node.outputs[0], node)[affine_axis(node)]
+            masks[name] = np.ones(channels, bool)
     return masks, replaced
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    made = model.clone()
-    made.meta.update(model.meta)
-    return made
 
 
 def _given(model: ir.Model, shapes: Shapes) -> dict[str, tuple[int, ...]]:

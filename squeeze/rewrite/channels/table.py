@@ -14,8 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.cost.ops import ELEMENTWISE
+from squeeze.model import constant
 from squeeze.rewrite.channels import regrid
-from squeeze.rewrite.channels.trace import Array, Barrier, Tracer, constant, integers
+from squeeze.rewrite.channels.trace import Array, Barrier, Tracer, integers
 
 if TYPE_CHECKING:
     from squeeze.rewrite.channels.remove import Removal

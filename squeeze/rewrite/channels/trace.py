@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from squeeze.cost import ops
-from squeeze.model import node_name, opset
+from squeeze.model import constant, node_name, opset
 from squeeze.rewrite.channels.labels import Labels
 from squeeze.rewrite.channels.prepare import Prepared
 from squeeze.shapes import Shapes
@@ -308,14 +308,6 @@ def captured(node: ir.Node) -> Iterable[ir.Value]:
             for inner in attribute.as_graph():
                 yield from captured(inner)
             yield from attribute.as_graph().outputs
-
-
-def constant(node: ir.Node, index: int) -> Array | None:
-    """Values of an input that is a constant, else None; omitted inputs are None."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
 
 
 def integers(node: ir.Node, index: int, what: str) -> list[int]:

@@ -1,7 +1,8 @@
-"""Batches for training: shuffled by seed, read ahead, augmented, on the device."""
+"""Batches for training: shuffled by seed, read ahead, on the device."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from squeeze.errors import SqueezeError
 from squeeze.recover.check import as_input
 
 CACHE_BYTES = 2 * 10**9  # data up to this size is read once and kept
-SMALLEST = 16  # pixels; smaller images are not augmented
 CHUNK = 4096  # samples read together where data streams past
 
 Inputs = dict[str, Tensor]
@@ -24,10 +24,17 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Fed:
-    """Inputs by name on the device, and labels where there are any."""
+    """Inputs by name on the device, and labels where there are any.
+
+    `samples` are positions in the data. `view` tells pictures of a sample apart: with
+    the same number they are the same. `again` says that an epoch showed this one.
+    """
 
     inputs: Inputs
     labels: Tensor | None
+    samples: Tensor | None = None
+    view: int | None = None
+    again: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -35,12 +42,16 @@ class Fed:
     def split(self, size: int) -> Iterator[Fed]:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            labels = None if self.labels is None else self.labels[part]
-            yield Fed({k: v[part] for k, v in self.inputs.items()}, labels)
+            labels, samples = (
+                None if v is None else v[part] for v in (self.labels, self.samples)
+            )
+            inputs = {k: v[part] for k, v in self.inputs.items()}
+            yield Fed(inputs, labels, samples, self.view, self.again)
 
     def to(self, device: torch.device) -> Fed:
         labels = None if self.labels is None else self.labels.to(device)
-        return Fed({k: _placed(v, device) for k, v in self.inputs.items()}, labels)
+        inputs = {k: _placed(v, device) for k, v in self.inputs.items()}
+        return dataclasses.replace(self, inputs=inputs, labels=labels)
 
 
 def _placed(x: Tensor, device: torch.device) -> Tensor:
@@ -106,17 +117,18 @@ class Feed:
                 yield fed
 
     def _batch(self, chunk: int, positions: np.ndarray) -> Fed:
-        whole = self._cached
+        whole, first = self._cached, 0
         if whole is None:
+            first = chunk * self._chunk_size()
             if self._chunk is None or self._chunk[0] != chunk:
-                first = chunk * self._chunk_size()
                 last = min(first + self._chunk_size(), len(self._data))
                 self._chunk = None  # before the next is read: one in memory at a time
                 self._chunk = (chunk, read(self._data.take(np.arange(first, last))))
             whole = self._chunk[1]
         index = torch.from_numpy(positions)
         labels = None if whole.labels is None else whole.labels[index]
-        return Fed({k: v[index] for k, v in whole.inputs.items()}, labels)
+        inputs = {k: v[index] for k, v in whole.inputs.items()}
+        return Fed(inputs, labels, index + first)
 
 
 def read(data: Data) -> Fed:
@@ -135,7 +147,7 @@ def read(data: Data) -> Fed:
     return Fed(inputs, together)
 
 
-# -- augmentation -------------------------------------------------------------------
+# -- sizes ------------------------------------------------------------------------
 
 
 def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -145,59 +157,6 @@ def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
     if shape[1] in (1, 3, 4):
         return 1, 2, 3
     return (3, 1, 2) if shape[3] in (1, 3, 4) else None
-
-
-def augment(
-    inputs: Mapping[str, Tensor], seed: tuple[int, ...], mix: bool = True
-) -> Inputs:
-    """Shift every image by up to an eighth of its size; mirror half of those in colour.
-
-    Single-channel images (digits, X-rays, spectrograms) are seldom symmetric, and
-    under 16 pixels a shift changes too much. Inputs that are no images stay, and so
-    does everything where there are several: what belongs together must not move apart.
-    """
-    [*names] = inputs
-    x = inputs[names[0]]
-    axes = image_axes(tuple(x.shape))
-    if len(names) != 1 or axes is None or not x.is_floating_point():
-        return dict(inputs)
-    rng = torch.Generator().manual_seed(
-        int(np.random.SeedSequence(seed).generate_state(1)[0])
-    )
-    channels, height, width = axes
-    if min(x.shape[height], x.shape[width]) >= SMALLEST:
-        image = x if channels == 1 else x.permute(0, 3, 1, 2)
-        image = shifted(image, rng, mirror=image.shape[1] == 3)
-        x = image if channels == 1 else image.permute(0, 2, 3, 1)
-    return {names[0]: mixed(x, rng) if mix else x}
-
-
-def mixed(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Half of the samples blended with another one, up to equal parts.
-
-    The teacher says what a blend is: matching it between the samples as well is what
-    makes long distillation pay (Beyer et al. 2022, "function matching").
-    """
-    n = len(x)
-    share = torch.rand(n, generator=rng) / 2
-    share[torch.rand(n, generator=rng) < 0.5] = 0
-    share = share.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-    return torch.lerp(x, x[torch.randperm(n, generator=rng)], share)
-
-
-def shifted(x: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
-    """`x` is (n, c, h, w); edges are continued by reflection."""
-    n, _, h, w = x.shape
-    up, left = h // 8, w // 8
-    padded = F.pad(x, [left, left, up, up], mode="reflect").permute(0, 2, 3, 1)
-    rows = torch.arange(h) + torch.randint(0, 2 * up + 1, (n, 1), generator=rng)
-    columns = torch.arange(w).repeat(n, 1)
-    if mirror:
-        flipped = torch.rand(n, generator=rng) < 0.5
-        columns[flipped] = columns[flipped].flip(1)
-    columns = columns + torch.randint(0, 2 * left + 1, (n, 1), generator=rng)
-    batch = torch.arange(n)[:, None, None]
-    return padded[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def resized(

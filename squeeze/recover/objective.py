@@ -14,6 +14,7 @@ from squeeze.errors import SqueezeError
 from squeeze.recover.feed import Fed, Inputs, resized
 from squeeze.recover.module import GraphModule
 from squeeze.recover.options import Options
+from squeeze.recover.views import Recall
 
 Kind = Literal["scores", "probabilities", "log-probabilities", "values"]
 # ops between the network's last layer and its output that change no meaning
@@ -363,18 +364,23 @@ class BlockObjective(Objective):
         return torch.stack([mean_squared(found[n], given[n]) for n in sites]).mean()
 
 
+@dataclass(frozen=True)
 class WholeObjective(Objective):
-    """The teacher's outputs, its features and the labels, end to end."""
+    """The teacher's outputs, its features and the labels, end to end.
+
+    Features count while the teacher runs; on pictures that come again, what it gave
+    for them stands, and its outputs are all there is to learn.
+    """
+
+    recall: Recall
 
     def __call__(self, fed: Fed) -> Tensor:
         options, targets = self.options, self.targets
-        features = targets.sites or targets.features if options.feature_weight else ()
-        with torch.no_grad():
-            pairs = (*targets.outputs, *features)
-            wanted = self.teacher.run(fed.inputs, [p.teacher for p in pairs])
+        wanted, features = self._wanted(fed)
         small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
+        compared = (*targets.outputs, *features)
         found = self.student.run(
-            small, [*(p.student for p in pairs), *targets.activations]
+            small, [*(p.student for p in compared), *targets.activations]
         )
         loss = output_loss(found, wanted, fed.labels, targets, options)
         if features:
@@ -384,3 +390,20 @@ class WholeObjective(Objective):
             weight = options.feature_weight or 0.0
             loss = loss + weight * torch.stack(errors).mean()
         return loss + activity(found, targets.activations, options)
+
+    def _wanted(self, fed: Fed) -> tuple[Mapping[str, Tensor], tuple[Pair, ...]]:
+        """The teacher's values on the batch, and which of them are features."""
+        targets = self.targets
+        kept = self.recall.find(fed) if fed.again else None
+        if kept is not None:
+            return kept, ()
+        features: tuple[Pair, ...] = ()
+        if self.options.feature_weight and not fed.again:
+            features = targets.sites or targets.features
+        outputs = [p.teacher for p in targets.outputs]
+        with torch.no_grad():
+            wanted = self.teacher.run(
+                fed.inputs, [*outputs, *(p.teacher for p in features)]
+            )
+        self.recall.keep(fed, {n: wanted[n] for n in outputs})
+        return wanted, features

@@ -33,11 +33,12 @@ from squeeze.recover.objective import (
 )
 from squeeze.recover.options import Epoch, Options, Progress, Score
 from squeeze.recover.train import HeldOut, Phase, Setting, Trainer
+from squeeze.recover.views import Recall, Views
 
 NORM_BATCH = 16  # fewer samples make poor statistics
 NORM_SAMPLES = 512  # to start an inserted normalisation from
 EVAL_BATCH = 128
-BLOCK_UPDATES = 2000  # sites alone are done by then
+BLOCK_UPDATES = 750  # sites alone gain little after that
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ def distill(
     _check_labels(feed, targets, options)
     _freeze_statistics(modules[0], micro)
     inserted = _insert_norms(modules, training, options, device, micro)
+    views = Views(options, len(training), sample.inputs)
     setting = Setting(
         modules[0],
         feed,
+        views,
         HeldOut(_batches(held, device, micro), modules[1], targets, options),
         options,
         device,
@@ -113,7 +116,9 @@ def distill(
         checkpoint,
         checkpoints.identity(student, teacher, data, options) if checkpoint else "",
     )
-    trainer = Trainer(setting, _phases(modules, targets, options, len(feed)), progress)
+    recall = Recall(len(training), views.count)
+    phases = _phases(modules, targets, options, len(feed), recall)
+    trainer = Trainer(setting, phases, progress)
     if resume:
         trainer.load()
     before = trainer.run()
@@ -270,11 +275,12 @@ def _phases(
     targets: Targets,
     options: Options,
     updates: int,
+    recall: Recall,
 ) -> list[Phase]:
     """Block by block while sites are new, then end to end; `updates` of an epoch."""
     student, teacher = modules
     every = tuple(student._parameters)
-    whole = WholeObjective(student, teacher, targets, options)
+    whole = WholeObjective(student, teacher, targets, options, recall)
     share = options.block_share if targets.sites else 0.0
     epochs = round(options.epochs * share)
     if share and options.epochs > 2:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from squeeze.recover import checkpoint
-from squeeze.recover.feed import Fed, Feed, augment, resized
+from squeeze.recover.feed import Fed, Feed, resized
 from squeeze.recover.module import GraphModule
 from squeeze.recover.objective import (
     Objective,
@@ -28,6 +28,7 @@ from squeeze.recover.objective import (
 )
 from squeeze.recover.optimizer import Optimizer
 from squeeze.recover.options import Epoch, Options, Progress, Score
+from squeeze.recover.views import Views
 
 WARM_UP = 0.15  # share of a phase in which the learning rate rises
 CHECKPOINT_SECONDS = 60.0
@@ -69,6 +70,7 @@ class Setting:
 
     student: GraphModule
     feed: Feed
+    views: Views
     held_out: HeldOut
     options: Options
     device: torch.device
@@ -117,7 +119,7 @@ class Trainer:
             epoch, start = divmod(cursor.step, per_epoch)
             index = 1000 * cursor.phase + epoch
             for fed in setting.feed.epoch(index, start):
-                if not self._step(phase, fed):
+                if not self._step(phase, setting.views.of(fed, cursor.phase, epoch)):
                     return
                 if cursor.step % per_epoch == 0 or self._finished(phase):
                     break
@@ -139,10 +141,6 @@ class Trainer:
         options, cursor = self.setting.options, self.cursor
         done = self._done(phase)
         self._optimizer.set_rate(options.learning_rate * schedule(done))
-        if options.augment:
-            seed = (options.seed, cursor.phase, cursor.step)
-            mix = options.mix and not options.label_weight  # a blend has no label
-            fed = Fed(augment(fed.inputs, seed, mix), fed.labels)
         loss = self._gradients(phase, fed)
         if not math.isfinite(loss):
             cursor.stopped = (

@@ -153,8 +153,9 @@ class Trainer:
         cursor.step += 1
         cursor.total += loss
         self._report(phase, loss)
-        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-            self.save()
+        ends = cursor.step % len(self.setting.feed) == 0 or self._finished(phase)
+        if not ends and time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self.save()  # where an epoch ends, its score must be in
         return True
 
     def _gradients(self, phase: Phase, fed: Fed) -> float:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from squeeze import model as models
 from squeeze.calibrate.data import HELD_OUT, Data, fixed_batch, hold_out
+from squeeze.cost import profile
 from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover import checkpoint as checkpoints
 from squeeze.recover import norms
 from squeeze.recover.check import relative, verify
 from squeeze.recover.feed import Fed, Feed, Inputs, read, resized
-from squeeze.recover.memory import keep_freed
+from squeeze.recover.host import keep_freed, suited_threads
 from squeeze.recover.module import GraphModule, to_torch, write_back
 from squeeze.recover.objective import (
     BlockObjective,
@@ -80,24 +81,58 @@ def distill(
     `evaluation` is given. At `checkpoint` the state is kept for `resume`; the caller
     deletes it once the result is safe. Raises SqueezeError where the two do not fit.
     """
-    options = options or Options()
-    started = time.monotonic()
-    keep_freed()
     _check_inputs(student, teacher)
     training, held = (
         hold_out(data) if evaluation is None else (data, evaluation.sample(HELD_OUT))
     )
-    options = options.settled(len(training))
+    options = (options or Options()).settled(len(training))
+    identity = (
+        checkpoints.identity(student, teacher, data, options) if checkpoint else ""
+    )
+    saved = Saved(checkpoint, identity, resume)
+    keep_freed()
+    with suited_threads(_macs(teacher, data) * options.batch):
+        return _distill((student, teacher), training, held, options, saved, progress)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where the state is kept, whose state it is, and whether to go on from it."""
+
+    checkpoint: Path | None
+    identity: str
+    resume: bool
+
+
+def _macs(model: ir.Model, data: Data) -> float:
+    """Of one sample; infinite where nobody can tell."""
+    try:
+        counted = profile(model, {s.name: s.shape for s in data.specs})
+    except SqueezeError:
+        return math.inf
+    return counted.totals.macs / (*data.specs[0].shape, 1)[0]
+
+
+def _distill(
+    pair: tuple[ir.Model, ir.Model],
+    training: Data,
+    held: Data,
+    options: Options,
+    saved: Saved,
+    progress: Callable[[Progress], None] | None,
+) -> Distilled:
+    started = time.monotonic()
+    student, teacher = pair
     device = _device(options)
     modules = to_torch(student), to_torch(teacher)
-    sample = _verified((student, teacher), modules, training)
+    sample = _verified(pair, modules, training)
     for module in modules:
         module.to(device)
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     targets = find_targets(*modules, sample.to(device).inputs, options)
     micro = min(
         _micro_batch(m, b, sample, options)
-        for m, b in zip(modules, map(fixed_batch, (student, teacher)), strict=True)
+        for m, b in zip(modules, map(fixed_batch, pair), strict=True)
     )
     feed = Feed(training, options.batch, options.seed)
     _check_labels(feed, targets, options)
@@ -113,13 +148,13 @@ def distill(
         device,
         _autocast(options, device),
         micro,
-        checkpoint,
-        checkpoints.identity(student, teacher, data, options) if checkpoint else "",
+        saved.checkpoint,
+        saved.identity,
     )
     recall = Recall(len(training), views.count)
     phases = _phases(modules, targets, options, len(feed), recall)
     trainer = Trainer(setting, phases, progress)
-    if resume:
+    if saved.resume:
         trainer.load()
     before = trainer.run()
     trainer.save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch")
 from squeeze.calibrate.data import Data  # noqa: E402
 from squeeze.recover import Options, distill  # noqa: E402
 from squeeze.recover.feed import Fed  # noqa: E402
+from squeeze.recover.module import GraphModule  # noqa: E402
 from squeeze.recover.views import Views  # noqa: E402
 from tests.recover.test_distill import (  # noqa: E402
     _kill_after,
@@ -116,7 +118,7 @@ def _task(monkeypatch: pytest.MonkeyPatch) -> tuple[ir.Model, ir.Model, Data, Op
     monkeypatch.setattr("squeeze.recover.views.PICTURES", 1)
     teacher, student = _pair(seed=1, size=SIZE), _pair(seed=2, size=SIZE)
     options = Options(epochs=6, batch=64, block_share=0.0, precision="float32")
-    return student, teacher, _noise(teacher, 300), options
+    return student, teacher, _noise(teacher, 288), options
 
 
 def test_what_is_kept_is_what_the_teacher_gives(
@@ -130,6 +132,34 @@ def test_what_is_kept_is_what_the_teacher_gives(
     first, second = _weights(kept.model), _weights(again.model)
     for name in first:
         np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_runs_once_for_every_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 24 batches in 6 epochs it sees the 8 of the first two."""
+    task = _task(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr("squeeze.recover.views.KEPT_BYTES", 0)
+        always = _runs(task, monkeypatch)
+    teacher = _runs(task, monkeypatch)
+    assert always[1] == teacher[1]
+    assert always[0] - teacher[0] == 16
+
+
+def _runs(task: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often the teacher and the student ran, the rarer first."""
+    runs: dict[int, int] = {}
+    plain = GraphModule.run
+
+    def run(module: GraphModule, *args: Any, **kw: Any) -> dict[str, torch.Tensor]:
+        runs[id(module)] = runs.get(id(module), 0) + 1
+        return plain(module, *args, **kw)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GraphModule, "run", run)
+        distill(*task)
+    return sorted(runs.values())
 
 
 @pytest.mark.parametrize("updates", [5, 11, 14, 21])

@@ -55,6 +55,7 @@ POSITIONS = 10  # rows per sample at most: enough beside 500 samples
 ENOUGH = 16  # rows per column: least squares lose a sixteenth of the error to chance
 FEWEST = 8192  # rows of a narrow matrix: errors are judged by them as well
 CHUNK = 2048  # rows whose products are summed in float32
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 # -- what is gathered ---------------------------------------------------------------
@@ -95,10 +96,17 @@ class Stats:
 
     @property
     def covariance(self) -> Array:
-        """(D, D) population covariance."""
+        """(D, D) population covariance; exactly 0 for columns that never vary.
+
+        Rounding leaves about `ROUNDING` of a constant's square as its variance, and
+        least squares would take what is left of several for something to go by.
+        """
         mean = self.mean
         raw = self.sums["product"] / max(self.count, 1)
-        return np.asarray(raw - np.outer(mean, mean))
+        found = np.asarray(raw - np.outer(mean, mean))
+        still = np.diagonal(found) <= ROUNDING * mean**2
+        found[still] = found[:, still] = 0
+        return found
 
     @property
     def positive(self) -> Array:

@@ -177,6 +177,24 @@ def everything() -> dict[str, Any]:
     return {"rows": Products(both, keep=20), "counts": Moments("z")}
 
 
+@settings(max_examples=20, deadline=None)
+@given(value=st.floats(-1e3, 1e3, width=32), bias=st.floats(-3, 3, width=32))
+def test_constants_have_no_covariance(value: float, bias: float) -> None:
+    """Exactly: what rounding leaves of them would be taken for something to fit to."""
+    x = images(64, 2, 6, 5)
+    x[:, 1] = value
+    weight = np.array([[1.0, 0.5], [0.0, 0.3]], np.float32)[..., None, None]
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv")
+    constants = {"w": weight, "b": np.full(2, bias, np.float32)}
+    proto = model_of([node], constants, {"x": x.shape[1:]}, "y")
+    wanted = {"all": Products((Columns("x"), Columns("y")))}
+    found = gather(*opened(proto, x), wanted)["all"].covariance
+    assert not found[[1, 3]].any()
+    assert not found[:, [1, 3]].any()
+    assert found[0, 0] == pytest.approx(x[:, 0].var(), rel=0.2)
+    assert found[0, 2] != 0 or abs(value) > 100  # lost beside a large constant
+
+
 def test_order_batches_and_shards_make_no_difference() -> None:
     """Sampled positions follow from the samples; shards add up to the whole."""
     x = images(50, 3, 7, 6)

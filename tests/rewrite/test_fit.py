@@ -17,6 +17,7 @@ from squeeze.rewrite.allocate import Option, allocate
 from squeeze.rewrite.convert import convert
 from squeeze.rewrite.factorize import factorize
 from squeeze.rewrite.fit import forms, ranks
+from squeeze.rewrite.fit.read import write
 from squeeze.rewrite.fit.source import FitData
 from squeeze.rewrite.run import Options
 from tests.layers import (
@@ -247,6 +248,34 @@ def test_a_layer_that_never_varies() -> None:
         ir.from_proto(proto), rank=2, data=FitData({"x": x}), options=QUICK
     )
     assert relative(outputs(result.model, x=x), outputs(proto, x=x)) < 1e-5
+
+
+def test_ranks_are_judged_where_rounding_left_no_positive_matrix() -> None:
+    """A covariance of few rows, indefinite by a thousandth: errors stay errors."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 5 * 9))
+    noise = rng.standard_normal((45, 45))
+    inputs = rows.T @ rows - 0.1 * noise @ noise.T
+    weight = rng.standard_normal((8, 5, 3, 3))
+    flat = weight.reshape(8, -1)
+    target = forms.Target(
+        inputs, inputs @ flat.T, float(np.trace(flat @ inputs @ flat.T))
+    )
+    errors = forms.nested_errors(forms.spatial(weight, 6), target)
+    assert np.isfinite(errors).all()
+    assert (np.diff(errors) <= 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_weights_that_are_no_numbers_are_not_written(value: float) -> None:
+    """The message names the weight; it keeps the values that it had."""
+    weight = ir.Value(
+        name="conv/2.weight", const_value=ir.tensor(np.ones(3, np.float32))
+    )
+    with pytest.raises(SqueezeError, match=r"'conv/2\.weight' are not finite in float"):
+        write({weight: np.array([1.0, value, 2.0])})
+    assert weight.const_value is not None
+    assert (weight.const_value.numpy() == 1).all()
 
 
 def test_fit_data_needs_data() -> None:

@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from squeeze.rewrite.fit.solve import RIDGE, damping, solve
+from squeeze.rewrite.fit.solve import RIDGE, cholesky, solve
 
 Array = np.ndarray
 SWEEPS = 6  # of all factors, each followed by least squares of the last
@@ -295,7 +295,7 @@ def nested_errors(form: Form, target: Target, ridge: float = RIDGE) -> Array:
     read = form.read(target.inputs)[0]
     gram = form.read(read.T)[0]
     right = form.read(target.cross)[0]
-    lower = np.linalg.cholesky(gram + damping(gram, ridge) * np.eye(len(gram)))
+    lower = cholesky(gram, ridge)
     gained = np.square(np.linalg.solve(lower, right)).sum(1)
     ranks = form.factors[-1].shape[1]
     kept = gained.reshape(ranks, -1).sum(1).cumsum()

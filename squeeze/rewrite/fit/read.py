@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from squeeze.calibrate.stats import Window
+from squeeze.errors import SqueezeError
 from squeeze.rewrite.fit import forms
 from squeeze.rewrite.fit.forms import Form
 
@@ -356,12 +357,18 @@ def _filters(paths: _Paths, kernel: Sequence[int], stage: Stage) -> Array | None
 
 
 def write(arrays: Mapping[ir.Value, Array]) -> None:
-    """Give weights their values, in the type they have."""
+    """Give weights their values, in the type they have.
+
+    Raises SqueezeError where one has no place in it: infinite weights are no fit.
+    """
     for value, array in arrays.items():
         assert value.const_value is not None
         dtype = value.const_value.dtype
-        value.const_value = ir.Tensor(
-            np.ascontiguousarray(array.astype(dtype.numpy())),
-            dtype=dtype,
-            name=value.name,
-        )
+        with np.errstate(over="ignore"):
+            made = np.ascontiguousarray(array.astype(dtype.numpy()))
+        if not np.isfinite(made).all():
+            raise SqueezeError(
+                f"the weights fitted for {value.name!r} are not finite in "
+                f"{dtype.name.lower()}; other data, or leaving that layer out, helps"
+            )
+        value.const_value = ir.Tensor(made, dtype=dtype, name=value.name)

@@ -56,6 +56,18 @@ def solve(gram: Array, right: Array, ridge: float = RIDGE) -> Array:
         return np.asarray(vectors @ ((vectors.T @ right) / values[:, None]))
 
 
+def cholesky(gram: Array, ridge: float = RIDGE) -> Array:
+    """L of G + λI = L Lᵀ, with more λ where rounding left G indefinite."""
+    lam, eye = damping(gram, ridge), np.eye(len(gram))
+    while True:
+        try:
+            return np.asarray(np.linalg.cholesky(gram + lam * eye))
+        except np.linalg.LinAlgError:
+            if not np.isfinite(lam):
+                raise
+            lam *= 10
+
+
 def regress_towards(
     stats: Stats, width: int, start: Array, ridge: float = RIDGE
 ) -> Affine:

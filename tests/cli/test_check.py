@@ -241,8 +241,10 @@ def test_interrupted_is_never_1(folder: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(SAMPLES.parent)}
     code = (
-        "import sys, time, squeeze.budget.ratio as r\n"
+        "import signal, sys, time, squeeze.budget.ratio as r\n"
         "from squeeze.cli import run\n"
+        # a shell's background jobs inherit that it is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "r.measure = lambda *a: (print('started', flush=True), time.sleep(60))\n"
         "sys.exit(run(['check', '--budget', 'slow.toml']))\n"
     )

@@ -291,7 +291,7 @@ def print_table(options: argparse.Namespace) -> None:
             f"{members[0]['macs']:.2f}",
             f"{latency(student):.2f}",
             f"{statistics.mean(m['untrained'] for m in members):.1%}",
-            spread([100 * m["accuracy"] for m in members]) + " %",
+            spread([100 * m["accuracy"] for m in members]),
             paper,
             f"{members[0]['teacher']:.2%}",
             structure.aim,
@@ -305,8 +305,8 @@ def print_table(options: argparse.Namespace) -> None:
 def spread(values: list[float]) -> str:
     mean = statistics.mean(values)
     if len(values) == 1:
-        return f"{mean:.2f}"
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f} ({len(values)} seeds)"
+        return f"{mean:.2f} % (1 seed)"
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f} % ({len(values)} seeds)"
 
 
 def reached(histories: list[list[dict]], agreement: float) -> str:

@@ -147,7 +147,7 @@ def read(data: Data) -> Fed:
     return Fed(inputs, together)
 
 
-# -- sizes ------------------------------------------------------------------------
+# -- sizes --------------------------------------------------------------------------
 
 
 def image_axes(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

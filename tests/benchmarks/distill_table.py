@@ -95,13 +95,13 @@ def main() -> None:
 
 def run_once(name: str, seed: int, options: argparse.Namespace) -> None:
     """Make, distil and measure one student, unless the results hold it."""
-    row = STRUCTURES[name]
-    labels = row.labels if options.labels is None else options.labels
+    structure = STRUCTURES[name]
+    labels = structure.labels if options.labels is None else options.labels
     settings = {
         "structure": name,
         "seed": seed,
         "start": options.start,
-        "epochs": row.epochs if options.epochs is None else options.epochs,
+        "epochs": structure.epochs if options.epochs is None else options.epochs,
         "images": options.images,
         "set": sorted(options.set),
         **({"labels": labels} if labels else {}),

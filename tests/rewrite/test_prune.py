@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from squeeze.cli import cli
+from squeeze.cost import profile
 from squeeze.rewrite.plan import Limit
 from squeeze.rewrite.prune import Plan, prune
 from squeeze.rewrite.run import Options
@@ -149,6 +151,23 @@ def test_macs_target_is_met_and_refit_helps(tmp_path: Path, target: str) -> None
         assert 0.9 * goal < after <= goal
         errors.append(found["fidelity"]["relative_error"])
     assert errors[0] < 0.7 * errors[1]
+
+
+@pytest.mark.parametrize(("target", "step"), [(20, 8), (30, 4), (45, 1)])
+def test_a_macs_target_is_used_up(tmp_path: Path, target: int, step: int) -> None:
+    """No layer of the chain could have kept `step` channels more."""
+    output = tmp_path / "out.onnx"
+    found = invoke(
+        "prune", CNN, "--macs", f"{target}%", "--data", DIGITS, "--samples", 64,
+        "--round-to", step, "-o", output, "--no-bench",
+    )  # fmt: skip
+    room = found["before"]["macs"] * target / 100 - found["after"]["macs"]
+    macs = {layer.name: layer.macs for layer in profile(output).layers}
+    chain = ["conv1", "conv2", "conv3", "fc1"]
+    for name, after in itertools.pairwise(chain):
+        before, kept = channels(found)[name]
+        if kept < before:
+            assert (macs[name] + macs[after]) * step / kept > room >= 0, name
 
 
 @pytest.mark.parametrize("by", ["l1", "l2"])

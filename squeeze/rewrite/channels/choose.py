@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heappop, heappush
 from math import floor
 
 import numpy as np
@@ -193,20 +194,27 @@ def _give_back(
     measure: Measure,
     goal: float,
 ) -> Array:
-    """Add units back, the most worthwhile first, while the goal still holds."""
-    waiting = []
-    for index, (cell, densities) in enumerate(ranked):
+    """Add units back, the most worthwhile first, until nothing fits the goal."""
+    waiting: list[tuple[float, int]] = []
+
+    def queue(index: int) -> None:
+        cell, densities = ranked[index]
         count = int(keep[cell.units].sum())
         if count < len(cell.units):
-            waiting.append((-float(densities[count]), index))
-    for _, index in sorted(waiting):
+            heappush(waiting, (-float(densities[count]), index))
+
+    for index in range(len(ranked)):
+        queue(index)
+    while waiting:
+        _, index = heappop(waiting)
         cell, _ = ranked[index]
         count = int(keep[cell.units].sum())
         step = max(1, floors.round_to // cell.size)
         trial = keep.copy()
         trial[cell.units[: count + step]] = True
-        if measure(trial) <= goal:
+        if measure(trial) <= goal:  # else it never will: there is only less room
             keep = trial
+            queue(index)
     return keep
 
 

@@ -61,11 +61,21 @@ def as_markdown(function: F) -> F:
     )(function)
 
 
+def _in_a_folder(
+    context: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path | None:
+    """Before hours of work, not after: there must be a place for the file."""
+    if value is not None and not value.absolute().parent.is_dir():
+        raise click.BadParameter(f"{value.parent}: no such folder; make it first")
+    return value
+
+
 def as_html(function: F) -> F:
     return click.option(
         "--html",
         "html",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, dir_okay=False, writable=True),
+        callback=_in_a_folder,
         metavar="FILE",
         help="Also write the report as one HTML page.",
     )(function)
@@ -73,7 +83,11 @@ def as_html(function: F) -> F:
 
 def seed(function: F) -> F:
     return click.option(
-        "--seed", default=0, show_default=True, help="Seed of everything random."
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of everything random.",
     )(function)
 
 

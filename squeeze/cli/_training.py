@@ -192,6 +192,8 @@ def between(model: Path, given: Mapping[str, Any]) -> Callable[[Any], Any]:
             done = distill(
                 student, teacher, data, chosen, evaluation=judged, progress=shown
             )
+        for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
+            click.echo(f"squeeze: between rounds: {warning}", err=True)
         return done.model
 
     return train
@@ -203,6 +205,8 @@ def _resuming(files: Any, given: Mapping[str, Any]) -> str:
     words += ["--data", given["data"], "-o", str(files.writes)]
     words += ["--eval-data", given["eval_data"]] if given["eval_data"] else []
     words += ["--seed", str(given["seed"])] if given["seed"] else []
+    for name, shape in given["input_shapes"]:
+        words += ["--input-shape", f"{name}:{','.join(map(str, shape))}"]
     words += _arguments(given["training"])
     return shlex.join(["squeeze", "distill", *words, "--resume"])
 

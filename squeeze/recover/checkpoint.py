@@ -21,22 +21,42 @@ from squeeze.model import without_big_weights
 from squeeze.recover.options import Options
 
 FORMAT = 1
+PROBED = 32  # samples that tell data apart
 _FREE = ("device", "minutes")  # options that a resumed run may change
 
 
-def identity(student: ir.Model, teacher: ir.Model, data: Data, options: Options) -> str:
-    """A JSON text that differs where another run would not be the same training."""
+def identity(
+    student: ir.Model,
+    teacher: ir.Model,
+    data: tuple[Data, Data],
+    options: Options,
+) -> str:
+    """A JSON text that differs where another run would not be the same training.
+
+    `data` is what is trained on and what is judged by.
+    """
     kept = {k: v for k, v in dataclasses.asdict(options).items() if k not in _FREE}
     return json.dumps(
         {
             "format": FORMAT,
             "student": digest(student),
             "teacher": digest(teacher),
-            "data": f"{data.name}, {len(data)} samples",
+            "data": [fingerprint(part) for part in data],
             "options": kept,
         },
         sort_keys=True,
     )
+
+
+def fingerprint(data: Data) -> str:
+    """Name, number of samples, and a hash of some of them as the networks get them."""
+    found = hashlib.sha256()
+    some = np.unique(np.linspace(0, len(data) - 1, PROBED).astype(int))
+    for batch in data.take(some):
+        for array in (*batch.inputs.values(), batch.labels):
+            if array is not None:
+                found.update(np.ascontiguousarray(array).tobytes())
+    return f"{data.name}, {len(data)} samples, {found.hexdigest()}"
 
 
 def digest(model: ir.Model) -> str:
@@ -78,11 +98,13 @@ def load(path: Path, expected: str) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found, wanted = json.loads(state["identity"]), json.loads(expected)
     except Exception as error:  # torch raises many kinds
-        raise SqueezeError(f"{path}: not a checkpoint; run without --resume") from error
+        raise SqueezeError(
+            f"{path}: not a checkpoint; delete it to start anew"
+        ) from error
     if found != wanted:
         raise SqueezeError(
             f"{path}: from another run ({_change(found, wanted)}); "
-            "run without --resume to start anew"
+            "delete it to start anew"
         )
     return state
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 from squeeze.calibrate.data import Data
 from squeeze.errors import SqueezeError
 from squeeze.recover.check import as_input
+from squeeze.recover.module import input_sizes, placed
 
 CACHE_BYTES = 2 * 10**9  # data up to this size is read once and kept
-CHUNK = 4096  # samples read together where data streams past
+CHUNK = 4096  # samples read together where data streams past,
+CHUNK_BYTES = 2**28  # and less of large ones
 
 Inputs = dict[str, Tensor]
 
@@ -50,14 +53,8 @@ class Fed:
 
     def to(self, device: torch.device) -> Fed:
         labels = None if self.labels is None else self.labels.to(device)
-        inputs = {k: _placed(v, device) for k, v in self.inputs.items()}
+        inputs = {k: placed(v, device) for k, v in self.inputs.items()}
         return dataclasses.replace(self, inputs=inputs, labels=labels)
-
-
-def _placed(x: Tensor, device: torch.device) -> Tensor:
-    if x.dim() == 4:
-        return x.to(device, memory_format=torch.channels_last)
-    return x.to(device)
 
 
 class Feed:
@@ -70,10 +67,9 @@ class Feed:
     def __init__(self, data: Data, batch: int, seed: int) -> None:
         self._data, self._seed = data, seed
         self.batch = min(batch, len(data))
-        sample = sum(
-            np.prod(s.shape[1:], dtype=int) * s.dtype.itemsize for s in data.specs
-        )
-        self._cached = self._read_all() if sample * len(data) <= CACHE_BYTES else None
+        self._bytes = sample_bytes(data)
+        small = self._bytes * len(data) <= CACHE_BYTES
+        self._cached = self._read_all() if small else None
         self._chunk: tuple[int, Fed] | None = None
 
     def __len__(self) -> int:
@@ -103,7 +99,8 @@ class Feed:
         return batches
 
     def _chunk_size(self) -> int:
-        return max(CHUNK // self.batch, 1) * self.batch
+        size = min(CHUNK, CHUNK_BYTES // self._bytes)
+        return max(size // self.batch, 1) * self.batch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Fed]:
         """The epoch's batches from the `start`-th on, each read while one trains."""
@@ -129,6 +126,24 @@ class Feed:
         labels = None if whole.labels is None else whole.labels[index]
         inputs = {k: v[index] for k, v in whole.inputs.items()}
         return Fed(inputs, labels, index + first)
+
+
+def sample_bytes(data: Data) -> int:
+    """Of one sample's inputs."""
+    sizes = [np.prod(s.shape[1:], dtype=int) * s.dtype.itemsize for s in data.specs]
+    return max(int(sum(sizes)), 1)
+
+
+def feeds_for(model: ir.Model, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The inputs for onnxruntime: at the sizes and in the types that `model` takes."""
+    types = {v.name: v.dtype for v in model.graph.inputs}
+    sized = resized(inputs, input_sizes(model.graph))
+    return {k: _as_type(v, types.get(k)) for k, v in sized.items()}
+
+
+def _as_type(x: Tensor, kind: ir.DataType | None) -> np.ndarray:
+    array: np.ndarray = x.contiguous().numpy()
+    return array if kind is None else array.astype(kind.numpy())
 
 
 def read(data: Data) -> Fed:

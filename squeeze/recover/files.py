@@ -16,6 +16,7 @@ from squeeze import session
 from squeeze import shapes as shaping
 from squeeze.calibrate.data import Data, Images, fixed_batch, open_data
 from squeeze.errors import SqueezeError, UsageError
+from squeeze.recover.feed import feeds_for, read
 from squeeze.recover.options import Options, Progress
 from squeeze.recover.run import Distilled, distill
 from squeeze.shapes import InputShapes
@@ -56,6 +57,8 @@ def distill_files(
     Raises UsageError and SqueezeError before training wherever that is possible.
     """
     models.check_output(files.writes)
+    if files.writes.exists() and files.writes.samefile(files.teacher):
+        raise UsageError(f"{files.writes}: is the teacher; choose another -o")
     if resume and not files.checkpoint.is_file():
         raise UsageError(
             f"{files.checkpoint}: no checkpoint to resume from; run without --resume"
@@ -82,7 +85,7 @@ def distill_files(
     if files.command:
         done.model.metadata_props["squeeze.command"] = files.command
     try:
-        models.save(done.model, files.writes, _verifier(done.model, files))
+        models.save(done.model, files.writes, _verifier(done.model, data))
     except SqueezeError as error:
         if files.checkpoint.is_file():
             raise SqueezeError(
@@ -98,15 +101,15 @@ def _open(files: Files, teacher: ir.Model, spec: str) -> Data:
     return open_data(spec, teacher, shapes, files.images)
 
 
-def _verifier(model: ir.Model, files: Files) -> Callable[[Path], None]:
+def _verifier(model: ir.Model, data: Data) -> Callable[[Path], None]:
     """The written file passes the checker and gives finite outputs."""
 
     def verify(written: Path) -> None:
         try:
             onnx.checker.check_model(str(written), full_check=True)
-            data = _open(files, model, files.data)
-            batch = next(iter(data.take(np.arange(fixed_batch(model) or 1))))
-            outputs = session.create(written, optimize=False).run(None, batch.inputs)
+            sample = read(data.take(np.arange(fixed_batch(model) or 1)))
+            feeds = feeds_for(model, sample.inputs)
+            outputs = session.create(written, optimize=False).run(None, feeds)
         except SqueezeError:
             raise
         except Exception as error:  # ValidationError, and onnxruntime's many kinds

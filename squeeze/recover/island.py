@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,25 @@ from squeeze.shapes import Shapes
 class Island:
     """Called like a function of the table; what it returns carries no gradient.
 
-    Constant inputs stay in the island's own model. The session is made when first
-    used: only then the types of the other inputs are certain.
+    `fed` are its inputs by name, "" for constants: they are in its own model. The
+    session is made when first used: only then the types of the inputs are certain.
     """
 
-    def __init__(self, node: ir.Node, model: ir.Model, shapes: Shapes | None) -> None:
+    def __init__(
+        self,
+        node: ir.Node,
+        model: ir.Model,
+        shapes: Shapes | None,
+        fed: Sequence[str],
+    ) -> None:
         self._node, self._model, self._shapes = node, model, shapes
         self._session: Any = None
-        self.fed = [
-            i
-            for i, v in enumerate(node.inputs)
-            if v is not None and (v.const_value is None or not v.is_initializer())
-        ]
+        self._fed = [i for i, name in enumerate(fed) if name]
 
     def __call__(self, op: Op, *inputs: Tensor | None) -> list[Tensor]:
         feeds: dict[str, np.ndarray] = {}
         device = torch.device("cpu")
-        for i in self.fed:
+        for i in self._fed:
             value, tensor = self._node.inputs[i], inputs[i]
             if value is not None and tensor is not None:
                 device = tensor.device

@@ -72,10 +72,11 @@ class GraphModule(nn.Module):
         graph = model.graph
         self.input_names = tuple(v.name or "" for v in graph.inputs)
         self.output_names = tuple(v.name or "" for v in graph.outputs)
-        self.input_sizes = {v.name or "": s for v in graph.inputs if (s := _sizes(v))}
+        self.input_sizes = input_sizes(graph)
         self.dtypes: dict[str, ir.DataType] = {}
         self.host: dict[str, Tensor] = {}
-        self.norms = nn.ModuleList()
+        self.norms_key = _free_name("norms", graph.initializers)
+        self._modules[self.norms_key] = nn.ModuleList()
         self.norm_at: dict[str, int] = {}
         self._plans: dict[Any, list[tuple[Step, tuple[str, ...]]]] = {}
         self._register(graph)
@@ -88,6 +89,11 @@ class GraphModule(nn.Module):
         self.reached = self._reached()
         self.train(False)
 
+    @property
+    def norms(self) -> nn.ModuleList:
+        """Normalisation that training put in (`recover.norms`)."""
+        return self._modules[self.norms_key]  # type: ignore[return-value]
+
     # -- building ---------------------------------------------------------------
 
     def _register(self, graph: ir.Graph) -> None:
@@ -96,12 +102,8 @@ class GraphModule(nn.Module):
             if tensor is None:
                 raise SqueezeError(f"initializer {name!r} holds no values")
             kind = role(value)
-            if (
-                kind == "constant"
-                and value.uses()
-                and all(_is_island_input(u.node) for u in value.uses())
-            ):
-                continue  # an island reads it from the model itself
+            if kind == "constant" and _for_islands(value):
+                continue  # they read it from the model itself
             self._keep(name, kind, tensor)
 
     def _keep(self, name: str, kind: str, tensor: ir.TensorProtocol) -> None:
@@ -268,6 +270,10 @@ class GraphModule(nn.Module):
             last |= finished
         return plan[::-1]
 
+    def place(self, device: torch.device) -> None:
+        """Move to the device, weights as `placed` puts what they meet."""
+        self._apply(lambda x: placed(x, device))  # type: ignore[no-untyped-call]
+
     def train(self, mode: bool = True) -> GraphModule:
         """BatchNormalization uses the batch's statistics while training."""
         super().train(mode)
@@ -312,6 +318,13 @@ def to_torch(model: ir.Model | str | os.PathLike[str]) -> GraphModule:
     if not isinstance(model, ir.Model):
         model = models.load(model)
     return GraphModule(model, known_shapes(model))
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """On the device; images with their channels last, as convolutions run faster."""
+    if x.dim() == 4:
+        return x.to(device, memory_format=torch.channels_last)
+    return x.to(device)
 
 
 def known_shapes(model: ir.Model) -> Shapes | None:
@@ -376,6 +389,11 @@ def as_tensor(tensor: ir.TensorProtocol) -> Tensor:
     return torch.tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
+def input_sizes(graph: ir.Graph) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs that fix all but their batch."""
+    return {v.name or "": s for v in graph.inputs if (s := _sizes(v))}
+
+
 def _sizes(value: ir.Value) -> tuple[int, ...]:
     """An input's shape if all but its batch is fixed, else nothing."""
     dims = list(value.shape) if value.shape is not None else []
@@ -385,8 +403,16 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
     return (first, *(int(d) for d in dims[1:] if isinstance(d, int)))
 
 
-def _is_island_input(node: ir.Node) -> bool:
-    return find(_op(node, 0), node.domain) is None
+def _free_name(name: str, taken: Iterable[str]) -> str:
+    """With underscores until no state of an initializer can be mistaken for its own."""
+    while any(t == name or t.startswith(f"{name}.") for t in taken):
+        name += "_"
+    return name
+
+
+def _for_islands(value: ir.Value) -> bool:
+    nodes = [use.node for use in value.uses()]
+    return bool(nodes) and all(find(_op(n, 0), n.domain) is None for n in nodes)
 
 
 def _op(node: ir.Node, opset: int) -> Op:
@@ -423,4 +449,12 @@ def _step(node: ir.Node, model: ir.Model, shapes: Shapes | None) -> Step:
             f"{node.op_type} {name!r}: control flow can't be trained through; "
             "simplify the model, or distil the part without it"
         )
-    return Step(name, op, Island(node, model, shapes), inputs, outputs, island=True)
+    pairs = zip(inputs, node.inputs, strict=False)  # trailing empty ones have no name
+    fed = tuple(name if _is_fed(value) else "" for name, value in pairs)
+    return Step(name, op, Island(node, model, shapes, fed), fed, outputs, island=True)
+
+
+def _is_fed(value: ir.Value | None) -> bool:
+    """Whether an island gets it from outside; constants are in its own model."""
+    known = value is not None and value.is_initializer() and value.const_value
+    return not known or role(value) == "parameter"  # type: ignore[arg-type]

@@ -17,6 +17,12 @@ _KINDS = ("Batch", "Group", "Instance", "Layer")
 _NORMALISED = frozenset(f"{kind}Normalization" for kind in _KINDS)
 
 
+class Normalization(nn.modules.batchnorm._BatchNorm):
+    """Over the second axis, whatever the rank."""
+
+    def _check_input_dim(self, input: Tensor) -> None: ...
+
+
 def places(module: GraphModule, names: Iterable[str] | None = None) -> list[Step]:
     """Convolutions that a normalisation can be put behind, and folded into.
 
@@ -56,8 +62,7 @@ def insert(
     for step in steps:
         name = step.outputs[0]
         mean, var = moments[name]
-        norm = nn.BatchNorm2d(len(mean)) if mean.dim() == 1 else None
-        assert norm is not None
+        norm = Normalization(len(mean))
         with torch.no_grad():
             norm.running_mean.copy_(mean)  # type: ignore[union-attr]
             norm.running_var.copy_(var)  # type: ignore[union-attr]
@@ -101,7 +106,7 @@ def folded(module: GraphModule) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for name, index in module.norm_at.items():
         norm = module.norms[index]
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, Normalization)
         weight, bias = (
             module._weight(n).detach().double()
             for n in module.producer[name].inputs[1:3]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from squeeze.errors import SqueezeError
+from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover.feed import Fed, Inputs, resized
 from squeeze.recover.module import GraphModule
 from squeeze.recover.options import Options
@@ -18,20 +18,28 @@ from squeeze.recover.views import Recall
 
 Kind = Literal["scores", "probabilities", "log-probabilities", "values"]
 # ops between the network's last layer and its output that change no meaning
-_PASSING = frozenset("Cast Dropout Flatten Identity Reshape Squeeze Unsqueeze".split())
+_RESHAPING = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
+_PASSING = frozenset("Cast Dropout Identity".split()) | _RESHAPING
 _SCORING = frozenset("Add Conv Gemm GlobalAveragePool MatMul ReduceMean".split())
+VALUES_WEIGHT = 0.1  # of the scores themselves, beside what softmax makes of them
 ACTIVATIONS = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu HardSwish Gelu Mish Clip Swish".split()
+    "Relu LeakyRelu PRelu Elu Selu Celu HardSwish Gelu Mish Clip Swish Tanh Sigmoid "
+    "HardSigmoid Softplus Softsign ThresholdedRelu".split()
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A value of the student and what it should equal in the teacher."""
+    """A value of the student and what it should equal in the teacher.
+
+    `axis` is the one of the classes, where there are any, of `rank` axes.
+    """
 
     student: str
     teacher: str
     kind: Kind = "values"
+    axis: int = 1
+    rank: int = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,12 @@ class Targets:
     def classes(self) -> Pair | None:
         """The first output that holds class scores."""
         return next((p for p in self.outputs if p.kind != "values"), None)
+
+    @property
+    def labelled(self) -> Pair | None:
+        """The first output that holds one table of class scores: labels fit it."""
+        found = (p for p in self.outputs if p.kind != "values" and p.rank == 2)
+        return next(found, None)
 
 
 # -- finding what to compare --------------------------------------------------------
@@ -91,7 +105,10 @@ def find_targets(
 
 
 def _activations(module: GraphModule) -> tuple[str, ...]:
-    return tuple(s.outputs[0] for s in module.steps if s.op.kind in ACTIVATIONS)
+    found = tuple(s.outputs[0] for s in module.steps if s.op.kind in ACTIVATIONS)
+    if not found:
+        raise UsageError("--l1: the student has no activations to keep small")
+    return found
 
 
 def input_shapes(module: GraphModule, sample: Inputs) -> dict[str, tuple[int, ...]]:
@@ -128,7 +145,9 @@ def _outputs(
                 f"output {a!r} is {_dims(ours.get(a))} in the student and "
                 f"{_dims(theirs.get(b))} in the teacher; they must be equal"
             )
-        pairs.append(Pair(a, b, kind_of(teacher, b, theirs.get(b, ()), options)))
+        shape = theirs.get(b, ())
+        kind, axis = meaning(teacher, b, shape, options)
+        pairs.append(Pair(a, b, kind, axis, len(shape)))
     return pairs
 
 
@@ -136,24 +155,34 @@ def _dims(shape: torch.Size | None) -> str:
     return "×".join(map(str, shape)) if shape is not None else "a constant"
 
 
-def kind_of(
+def meaning(
     module: GraphModule, name: str, shape: Sequence[int], options: Options
-) -> Kind:
-    """What an output holds, as its last op suggests or `--loss soft` says.
+) -> tuple[Kind, int]:
+    """What an output holds, and the axis of its classes.
 
-    A single column is a value: there is nothing to choose a class from.
+    Its last op suggests it, or `--loss soft` says it: of four axes the second then
+    counts classes, else the last. A single class is a value: there is no choice.
     """
-    last = module.producer.get(name)
+    last, reshaped = module.producer.get(name), False
     while last is not None and last.op.kind in _PASSING and last.inputs[0]:
+        reshaped |= last.op.kind in _RESHAPING
         last = module.producer.get(last.inputs[0])
-    kind = last.op.kind if last is not None else ""
-    if kind == "Softmax":
-        return "probabilities"
-    if kind == "LogSoftmax":
-        return "log-probabilities"
-    table = len(shape) == 2 and shape[1] > 1
-    scores = table and (kind in _SCORING or options.loss == "soft")
-    return "scores" if scores else "values"
+    kind, rank = last.op.kind if last is not None else "", len(shape)
+    if rank < 2:
+        return "values", 0
+    axis = 1 if rank in (2, 4) else rank - 1
+    found: Kind = "values"
+    if last is not None and kind in ("Softmax", "LogSoftmax"):
+        single = rank == 2
+        if not reshaped:
+            newer = last.op.opset >= 13  # before, all axes from this one on are one
+            axis = int(last.op.attributes.get("axis", -1 if newer else 1)) % rank
+            single = axis > 0 and (newer or axis == rank - 1)
+        if single:
+            found = "probabilities" if kind == "Softmax" else "log-probabilities"
+    elif options.loss == "soft" or (rank == 2 and kind in _SCORING):
+        found = "scores"
+    return ("values" if shape[axis] < 2 else found), axis
 
 
 def _before_islands(student: GraphModule, shared: Sequence[Pair]) -> list[Pair]:
@@ -291,21 +320,23 @@ def _summing(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def log_probabilities(x: Tensor, kind: Kind, temperature: float) -> Tensor:
+def log_probabilities(x: Tensor, pair: Pair, temperature: float) -> Tensor:
     """Logarithms of the class probabilities at a temperature."""
     x = x.float()
-    if kind == "probabilities":
+    if pair.kind == "probabilities":
         x = x.clamp(min=1e-8).log()
-    return F.log_softmax(x / temperature, -1)
+    return F.log_softmax(x / temperature, pair.axis)
 
 
-def soft_targets(own: Tensor, target: Tensor, kind: Kind, temperature: float) -> Tensor:
-    """T² KL(teacher ‖ student) at temperature T (Hinton et al. 2015, §2)."""
-    ours = log_probabilities(own, kind, temperature)
-    theirs = log_probabilities(target, kind, temperature)
-    return (
-        F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
-    )
+def soft_targets(own: Tensor, target: Tensor, pair: Pair, temperature: float) -> Tensor:
+    """T² KL(teacher ‖ student) at temperature T (Hinton et al. 2015, §2).
+
+    The mean over samples, and over positions where every one has classes.
+    """
+    ours = log_probabilities(own, pair, temperature)
+    theirs = log_probabilities(target, pair, temperature)
+    total = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return total * (temperature**2 * own.shape[pair.axis] / own.numel())
 
 
 def output_loss(
@@ -316,19 +347,40 @@ def output_loss(
     options: Options,
 ) -> Tensor:
     """Mean over the outputs, and `label_weight` times the labels' cross-entropy."""
-    losses = []
-    for pair in targets.outputs:
-        own, target = found[pair.student], wanted[pair.teacher]
-        if pair.kind == "values" or options.loss == "mse":
-            losses.append(mean_squared(own, target))
-        else:
-            losses.append(soft_targets(own, target, pair.kind, options.temperature))
+    losses = [
+        _pair_loss(found[p.student], wanted[p.teacher], p, options)
+        for p in targets.outputs
+    ]
     loss = torch.stack(losses).mean()
-    if labels is not None and options.label_weight and targets.classes is not None:
-        pair = targets.classes
-        scores = log_probabilities(found[pair.student], pair.kind, 1.0)
+    pair = targets.labelled
+    if labels is not None and options.label_weight and pair is not None:
+        scores = log_probabilities(found[pair.student], pair, 1.0)
+        _check_range(labels, scores.shape[1])
         loss = loss + options.label_weight * F.nll_loss(scores, labels)
     return loss
+
+
+def _pair_loss(own: Tensor, target: Tensor, pair: Pair, options: Options) -> Tensor:
+    """By what the values are; what only seems to be scores counts as values, too.
+
+    Softmax tells neither an offset of all nor the size of small ones: without that
+    term an embedding or a regression would drift where it matters.
+    """
+    if pair.kind == "values" or options.loss == "mse":
+        return mean_squared(own, target)
+    loss = soft_targets(own, target, pair, options.temperature)
+    if pair.kind == "scores" and options.loss == "auto":
+        loss = loss + VALUES_WEIGHT * mean_squared(own, target)
+    return loss
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise SqueezeError(
+            f"--label-weight: a label is {low if low < 0 else high}, the output has "
+            f"the classes 0 to {classes - 1}; correct the labels"
+        )
 
 
 def activity(

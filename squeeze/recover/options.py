@@ -20,7 +20,8 @@ class Options:
     `epochs` counts passes over the training samples, all phases together, and `minutes`
     takes its place; by default as many as make 2,000 updates, at least 20 and at most
     100. `batch` is 128 by default, less for few samples. `loss` "auto" is soft targets
-    for class scores and mean squared error for everything else. `temperature` softens
+    for class scores and mean squared error for everything else; what only looks like
+    scores, without a softmax, has a tenth of it as well. `temperature` softens
     both networks' scores (Hinton et al. 2015). `l1` weighs the mean magnitude of every
     activation (thesis §2.2.2). `augment` shifts, mirrors and, with `mix`, blends
     images, which takes more epochs. `block_share` is the part of the schedule in which
@@ -65,7 +66,7 @@ class Score:
     """The student against the teacher on held-out samples.
 
     `loss` is what is minimised; `error` is ‖student − teacher‖ / ‖teacher‖ over the
-    outputs, of log-probabilities where these are class scores. `agreement` needs class
+    outputs; of log-probabilities under `loss="soft"`. `agreement` needs class
     scores, the accuracies labels as well.
     """
 

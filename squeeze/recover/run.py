@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
 
 from squeeze import model as models
 from squeeze.calibrate.data import HELD_OUT, Data, fixed_batch, hold_out
@@ -20,7 +20,15 @@ from squeeze.errors import SqueezeError, UsageError
 from squeeze.recover import checkpoint as checkpoints
 from squeeze.recover import norms
 from squeeze.recover.check import relative, verify
-from squeeze.recover.feed import Fed, Feed, Inputs, read, resized
+from squeeze.recover.feed import (
+    Fed,
+    Feed,
+    Inputs,
+    feeds_for,
+    read,
+    resized,
+    sample_bytes,
+)
 from squeeze.recover.host import keep_freed, suited_threads
 from squeeze.recover.module import GraphModule, to_torch, write_back
 from squeeze.recover.objective import (
@@ -39,6 +47,7 @@ from squeeze.recover.views import Recall, Views
 NORM_BATCH = 16  # fewer samples make poor statistics
 NORM_SAMPLES = 512  # to start an inserted normalisation from
 EVAL_BATCH = 128
+HELD_BYTES = 2 * 10**9  # of held-out samples with the outputs on them
 BLOCK_UPDATES = 750  # sites alone gain little after that
 
 
@@ -82,13 +91,15 @@ def distill(
     deletes it once the result is safe. Raises SqueezeError where the two do not fit.
     """
     _check_inputs(student, teacher)
+    _check_options(options or Options())
     training, held = (
         hold_out(data) if evaluation is None else (data, evaluation.sample(HELD_OUT))
     )
     options = (options or Options()).settled(len(training))
-    identity = (
-        checkpoints.identity(student, teacher, data, options) if checkpoint else ""
-    )
+    identity = ""
+    if checkpoint:
+        used = training, held
+        identity = checkpoints.identity(student, teacher, used, options)
     saved = Saved(checkpoint, identity, resume)
     keep_freed()
     with suited_threads(_macs(teacher, data) * options.batch):
@@ -127,11 +138,10 @@ def _distill(
     modules = to_torch(student), to_torch(teacher)
     sample = _verified(pair, modules, training)
     for module in modules:
-        module.to(device)
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.place(device)
     targets = find_targets(*modules, sample.to(device).inputs, options)
     micro = min(
-        _micro_batch(m, b, sample, options)
+        _micro_batch(m, b, sample.to(device), options)
         for m, b in zip(modules, map(fixed_batch, pair), strict=True)
     )
     feed = Feed(training, options.batch, options.seed)
@@ -143,7 +153,7 @@ def _distill(
         modules[0],
         feed,
         views,
-        HeldOut(_batches(held, device, micro), modules[1], targets, options),
+        _held_out(held, modules[1], targets, options, device, micro),
         options,
         device,
         _autocast(options, device),
@@ -156,6 +166,8 @@ def _distill(
     trainer = Trainer(setting, phases, progress)
     if saved.resume:
         trainer.load()
+    else:
+        trainer.begin()
     before = trainer.run()
     trainer.save()
     result = models.copy(student)
@@ -189,6 +201,18 @@ def _check_inputs(student: ir.Model, teacher: ir.Model) -> None:
         )
 
 
+def _check_options(options: Options) -> None:
+    """Settings that are no numbers, or would do nothing."""
+    for name, value in dataclasses.asdict(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')}: {value} is no number")
+    if options.mix and (options.label_weight or not options.augment):
+        raise UsageError(
+            "--mix: a blend has no label, and --no-augment leaves images as they are; "
+            "leave one of them out"
+        )
+
+
 def _device(options: Options) -> torch.device:
     available = torch.cuda.is_available()
     if options.device == "cuda" and not available:
@@ -214,24 +238,21 @@ def _verified(
 ) -> Fed:
     """A few samples, on which both modules gave what onnxruntime gives."""
     sizes = [fixed_batch(m) or 2 for m in models]
+    if len(data) < max(fixed_batch(m) or 1 for m in models):
+        raise SqueezeError(
+            f"{data.name}: {len(data)} samples to train on are fewer than the batch "
+            f"of {max(sizes)} that the network is fixed to; pass more"
+        )
     sample = read(data.take(np.arange(min(max(sizes), len(data)))))
     for what, model, module, size in zip(
         ("student", "teacher"), models, modules, sizes, strict=True
     ):
         part = next(sample.split(size)).inputs
-        small = resized(part, input_shapes(module, part))
-        types = {v.name: v.dtype for v in model.graph.inputs}
-        feeds = {k: _as_type(v, types.get(k)) for k, v in small.items()}
         try:
-            verify(model, module, feeds)
+            verify(model, module, feeds_for(model, part))
         except SqueezeError as error:
             raise SqueezeError(f"{what}: {error}") from error
     return sample
-
-
-def _as_type(x: Tensor, kind: ir.DataType | None) -> np.ndarray:
-    array: np.ndarray = x.contiguous().numpy()
-    return array if kind is None else array.astype(kind.numpy())
 
 
 def _micro_batch(
@@ -243,10 +264,7 @@ def _micro_batch(
     """
     if fixed is None:
         return options.batch
-    device = next(iter(module.parameters())).device
-    one = resized(
-        next(sample.to(device).split(fixed)).inputs, input_shapes(module, sample.inputs)
-    )
+    one = resized(next(sample.split(fixed)).inputs, input_shapes(module, sample.inputs))
     two = {k: torch.cat([v, v.roll(1, -1)]) for k, v in one.items()}
     with torch.no_grad():
         try:
@@ -267,7 +285,7 @@ def _micro_batch(
 def _check_labels(feed: Feed, targets: Targets, options: Options) -> None:
     if options.label_weight and not feed.labelled:
         raise UsageError("--label-weight: the data has no labels; leave it out")
-    if options.label_weight and targets.classes is None:
+    if options.label_weight and targets.labelled is None:
         raise UsageError("--label-weight: no output holds class scores; leave it out")
 
 
@@ -286,8 +304,15 @@ def _insert_norms(
 ) -> int:
     """Behind new convolutions, where batches are large enough for statistics."""
     student, teacher = modules
-    small = min(micro, options.batch, len(data)) < NORM_BATCH
-    if options.batch_norm is False or (options.batch_norm is None and small):
+    size = min(micro, options.batch, len(data))
+    if options.batch_norm and size < 2:
+        raise UsageError(
+            "--batch-norm: one sample at a time has no statistics; leave it out, or "
+            "pass a larger --batch"
+        )
+    if options.batch_norm is False or (
+        options.batch_norm is None and size < NORM_BATCH
+    ):
         return 0
     wanted = new_weights(student, teacher) if options.batch_norm is None else None
     found = norms.places(student, wanted)
@@ -299,6 +324,28 @@ def _insert_norms(
 
     norms.insert(student, found, batches() if found else [])
     return len(found)
+
+
+def _held_out(
+    data: Data,
+    teacher: GraphModule,
+    targets: Targets,
+    options: Options,
+    device: torch.device,
+    micro: int,
+) -> HeldOut:
+    """As many samples as fit `HELD_BYTES` with the teacher's outputs, an eighth of
+    them at least: dense outputs of large images would fill the memory.
+    """
+    first = read(data.take(np.arange(min(micro, len(data))))).to(device)
+    names = [p.teacher for p in targets.outputs]
+    with torch.no_grad():
+        outputs = teacher.run(first.inputs, names)
+    size = sample_bytes(data) + sum(v.nbytes for v in outputs.values()) / len(first)
+    most = max(int(HELD_BYTES / size), len(data) // 8, len(first)) // micro * micro
+    if most and most < len(data):
+        data = data.take(np.linspace(0, len(data) - 1, most).astype(int))
+    return HeldOut(_batches(data, device, micro), teacher, targets, options)
 
 
 def _batches(data: Data, device: torch.device, micro: int) -> list[Fed]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from squeeze.errors import SqueezeError
 from squeeze.recover import checkpoint
 from squeeze.recover.feed import Fed, Feed, resized
 from squeeze.recover.module import GraphModule
@@ -181,9 +182,9 @@ class Trainer:
         names = set[str]()
         if self.cursor.phase < len(self.phases):
             names.update(self.phases[self.cursor.phase].parameters)
-        chosen = []
+        chosen, norms = [], f"{self.setting.student.norms_key}."
         for name, parameter in self.setting.student.named_parameters():
-            used = bool(names) and (name in names or name.startswith("norms."))
+            used = bool(names) and (name in names or name.startswith(norms))
             parameter.requires_grad_(used)
             chosen += [parameter] if used else []
         options = self.setting.options
@@ -261,13 +262,36 @@ class Trainer:
 
     # -- interruption -------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Try whether a checkpoint can be written; raises SqueezeError if not."""
+        path = self.setting.checkpoint
+        try:
+            if path is not None:
+                checkpoint.save(path, self._state())
+                path.unlink()  # until there is something to go on from
+        except OSError as error:
+            raise SqueezeError(
+                f"{path}: can't write the checkpoint: {error.strerror or error}; "
+                "make room, or choose another -o"
+            ) from error
+
     def save(self) -> None:
         """Write the checkpoint; a full disk is a note, training goes on without."""
         self._saved = time.monotonic()
         if self.setting.checkpoint is None:
             return
+        try:
+            checkpoint.save(self.setting.checkpoint, self._state())
+        except OSError as error:
+            note = (
+                f"no checkpoint: {self.setting.checkpoint}: {error.strerror or error}"
+            )
+            if note not in self.notes:
+                self.notes.append(note)
+
+    def _state(self) -> dict[str, Any]:
         cursor = dataclasses.replace(self.cursor, elapsed=self._elapsed())
-        state = {
+        return {
             "identity": self.setting.identity,
             "cursor": dataclasses.asdict(cursor),
             "student": self.setting.student.state_dict(),
@@ -275,14 +299,6 @@ class Trainer:
             "best": self.best,
             "optimizer": self._optimizer.state_dict(),
         }
-        try:
-            checkpoint.save(self.setting.checkpoint, state)
-        except OSError as error:
-            note = (
-                f"no checkpoint: {self.setting.checkpoint}: {error.strerror or error}"
-            )
-            if note not in self.notes:
-                self.notes.append(note)
 
     def load(self) -> None:
         """Go on from the checkpoint. Raises where there is none or another run's."""
@@ -397,14 +413,16 @@ class HeldOut:
         result = {"loss": float(loss), "different": 0.0, "size": 0.0}
         for pair in self._targets.outputs:
             own, target = found[pair.student].double(), wanted[pair.teacher].double()
-            if pair.kind == "scores":  # softmax ignores a constant added to all scores
-                own = log_probabilities(own, pair.kind, 1.0).double()
-                target = log_probabilities(target, pair.kind, 1.0).double()
+            if pair.kind == "scores" and self._options.loss == "soft":
+                # softmax ignores a constant added to all scores
+                own = log_probabilities(own, pair, 1.0).double()
+                target = log_probabilities(target, pair, 1.0).double()
             result["different"] += float((own - target).square().sum())
             result["size"] += float(target.square().sum())
-        if (classes := self._targets.classes) is not None:
-            ours = found[classes.student].argmax(-1)
-            theirs = wanted[classes.teacher].argmax(-1)
+        classes = self._targets.classes
+        if classes is not None:
+            ours = found[classes.student].argmax(classes.axis)
+            theirs = wanted[classes.teacher].argmax(classes.axis)
             result["agreement"] = float((ours == theirs).float().mean())
             if fed.labels is not None and fed.labels.shape == ours.shape:
                 result["accuracy"] = float((ours == fed.labels).float().mean())

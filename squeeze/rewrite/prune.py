@@ -143,12 +143,13 @@ class _Channels(Removing):
     def transform(self, model: ir.Model, shapes: Shapes) -> Outcome:
         self.open(model, shapes, self._exactly)
         prepared = prepare(model, shapes)
-        original = Network(prepared.model.clone(), prepared.shapes)
+        untouched = original = Network(prepared.model.clone(), prepared.shapes)
         found = trace(prepared, self.plan.attention)
         goal = self._goal(found)
         reason = selector(self.plan.only, self.plan.skip)
         all_changes: list[Change] = []
         masks: dict[str, Array] = {}
+        removed = False
         for number in range(self._rounds):
             before = model
             if number:
@@ -161,6 +162,7 @@ class _Channels(Removing):
                     )
                 found = trace(prepare(model, shapes), self.plan.attention)
             keep = goal(found)
+            removed |= not keep.all()
             if keep.all() and number and self.between is None:
                 model = before  # nothing came of the distortion
                 break
@@ -173,7 +175,9 @@ class _Channels(Removing):
             if not keep.all() and (not self._exactly or self.plan.distort):
                 now = Network(model, shapes)
                 self.repair(original, now, masks, self.plan.refit)
-        if self.between is not None and not keep.all():
+        if not removed:  # whatever was distorted and trained to find something
+            model, shapes = untouched.model, untouched.shapes
+        elif self.between is not None and not keep.all():
             model = self.between(model)
         self._report(found, original, Network(model, shapes))
         return Outcome(model, self.told(all_changes), self.notes)

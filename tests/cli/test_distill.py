@@ -77,6 +77,18 @@ def test_help_imports_neither_torch_nor_numpy() -> None:
         (["--teacher", "none.onnx", "--data", IMAGES], 2, "none.onnx: no such file"),
         (["--teacher", DIGITS, "--data", IMAGES, "--epochs", "0"], 2, "--epochs"),
         (["--teacher", DIGITS, "--data", IMAGES, "--resume"], 2, "no checkpoint"),
+        (["--teacher", DIGITS, "--data", IMAGES, "--seed", "-1"], 2, "--seed"),
+        (["--teacher", DIGITS, "--data", IMAGES, "--minutes", "nan"], 2, "--minutes"),
+        (
+            ["--teacher", DIGITS, "--data", IMAGES, "--html", "gone/page.html"],
+            2,
+            "gone: no such folder",
+        ),
+        (
+            ["--teacher", DIGITS, "--data", IMAGES, "-o", "/proc/out.onnx"],
+            3,
+            "/proc/out.onnx.checkpoint: can't write",
+        ),
         (["--teacher", DIGITS, "--data", IMAGES, "--device", "cuda"], 2, "no GPU"),
         (["--teacher", DIGITS, "--data", str(SAMPLES / "adder.npz")], 3, "adder.npz"),
         (

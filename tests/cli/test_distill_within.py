@@ -119,6 +119,7 @@ def test_killed_while_training_goes_on_as_it_says(
     out = tmp_path / "out.onnx"
     words = [*CONVERT, *DATA, "--no-bench", "-o", str(out), "--distill"]
     words += ["--train", "epochs=6", "--train", "batch=16"]
+    words += ["--input-shape", "input:1,1,8,8"]
     command = [sys.executable, "-m", "squeeze", *words]
     checkpoint = tmp_path / "out.onnx.checkpoint"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -157,6 +158,22 @@ def test_training_between_rounds_lets_more_units_die(
     assert document["fidelity"]["relative_error"] < 0.02
     x = np.random.default_rng(1).random((200, 2), np.float32)
     assert np.abs(run(out, x=x)[0][:, 0] - x.sum(1)).mean() < 0.02
+
+
+def test_training_between_rounds_that_finds_nothing_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that were distorted and trained in vain are not what is written."""
+    pytest.importorskip("torch")
+    out = tmp_path / "out.onnx"
+    words = ["prune", DIGITS, "--threshold", "0", "--min-channels", "1000", *DATA]
+    words += ["--rounds", "2", "--distill-between", "--distort", "0.1"]
+    words += ["--train", "epochs=1", "--distill", "-o", str(out)]
+    document = _json(words, capsys)
+    counts = [c["details"].get("channels", [0, 0]) for c in document["changes"]]
+    assert all(before == after for before, after in counts)
+    x = np.load(TEST)["x"]
+    np.testing.assert_allclose(run(out, x=x)[0], run(Path(DIGITS), x=x)[0], atol=1e-4)
 
 
 def test_training_between_needs_rounds(capsys: pytest.CaptureFixture[str]) -> None:

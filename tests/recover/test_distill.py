@@ -75,8 +75,10 @@ def _pair(outputs: int = 4, seed: int = 1, size: int = 8) -> ir.Model:
     return ir.from_proto(net.model())
 
 
-def _noise(teacher: ir.Model, count: int = 200, labels: bool = False) -> Data:
-    rng = np.random.default_rng(3)
+def _noise(
+    teacher: ir.Model, count: int = 200, labels: bool = False, seed: int = 3
+) -> Data:
+    rng = np.random.default_rng(seed)
     shape = [count, *teacher.graph.inputs[0].shape[1:]]
     arrays = {"x": rng.standard_normal(shape).astype(np.float32)}
     if labels:
@@ -85,7 +87,7 @@ def _noise(teacher: ir.Model, count: int = 200, labels: bool = False) -> Data:
 
 
 def test_digits_within_half_a_point_in_a_minute() -> None:
-    """The README's example: no labels, fewer MACs, the teacher's accuracy."""
+    """No labels, fewer MACs, the teacher's accuracy."""
     teacher = load(DIGITS)
     started = time.process_time()  # other processes' time is not ours
     done = distill(_student(), teacher, _data(teacher))
@@ -221,6 +223,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
             checkpoint=file,
             resume=True,
         )
+    other = _noise(teacher, seed=4)
+    for given in ({"data": other}, {"data": data, "evaluation": other}):
+        with pytest.raises(SqueezeError, match=r"another data.*delete it"):
+            distill(
+                student,
+                teacher,
+                options=Options(epochs=1),
+                checkpoint=file,
+                resume=True,
+                **given,  # type: ignore[arg-type]
+            )
     file.write_bytes(b"not a checkpoint")
     with pytest.raises(SqueezeError, match="not a checkpoint"):
         distill(student, teacher, data, Options(epochs=1), checkpoint=file, resume=True)
@@ -262,7 +275,13 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    save = checkpoint.save
+
+    def once(*arguments: Any) -> None:
+        save(*arguments)
+        monkeypatch.setattr(checkpoint, "save", full)
+
+    monkeypatch.setattr(checkpoint, "save", once)
     teacher = _pair(seed=1)
     done = distill(
         _pair(seed=2),
@@ -274,6 +293,25 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     assert len(done.notes) == 1
     assert "No space left" in done.notes[0]
     assert done.after.loss < done.before.loss
+
+
+def test_no_room_for_a_checkpoint_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained that could be lost."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    teacher, steps = _pair(seed=1), list[Progress]()
+    with pytest.raises(SqueezeError, match=r"state: .*No space left.* another -o"):
+        distill(
+            *(_pair(seed=2), teacher, _noise(teacher), Options(epochs=2)),
+            checkpoint=tmp_path / "state",
+            progress=steps.append,
+        )
+    assert not steps
 
 
 def test_a_full_disk_at_the_end_keeps_the_checkpoint(
@@ -363,6 +401,162 @@ def test_a_student_of_lower_resolution_sees_smaller_images() -> None:
     done = distill(student, teacher, _noise(teacher), Options(epochs=3))
     assert done.after.loss < done.before.loss
     assert list(done.model.graph.inputs[0].shape)[1:] == [3, 8, 8]
+
+
+def test_a_student_of_lower_resolution_is_written(tmp_path: Path) -> None:
+    """The file is tried at its own size, with the teacher's data."""
+    for name, size in (("teacher", 16), ("student", 8)):
+        onnx.save(ir.to_proto(_pair(size=size)), tmp_path / f"{name}.onnx")
+    x = np.random.default_rng(0).standard_normal((60, 3, 16, 16), np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    student, teacher, data = (
+        tmp_path / name for name in ("student.onnx", "teacher.onnx", "d.npz")
+    )
+    files = Files(student, teacher, str(data))
+    distill_files(files, Options(epochs=2))
+    assert run(files.writes, x=x[:2, :, :8, :8])[0].shape == (2, 4)
+    assert not files.checkpoint.exists()
+
+
+def test_the_teacher_is_never_written_over(tmp_path: Path) -> None:
+    """`-o` equal to the teacher would lose the original."""
+    for name in ("teacher", "student"):
+        onnx.save(ir.to_proto(_pair()), tmp_path / f"{name}.onnx")
+    teacher = tmp_path / "teacher.onnx"
+    files = Files(tmp_path / "student.onnx", teacher, "d.npz", output=teacher)
+    with pytest.raises(UsageError, match="is the teacher"):
+        distill_files(files, Options(epochs=1))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_convolutions_of_any_rank_are_trained(rank: int) -> None:
+    """Series and volumes, with normalisation behind their convolutions."""
+
+    def net(seed: int) -> ir.Model:
+        made = Net(["N", 2, *[6] * rank], seed=seed)
+        made.conv(2, 4, [3] * rank)
+        made.node("Relu")
+        made.node("GlobalAveragePool")
+        made.node("Flatten")
+        made.gemm(4, 3)
+        return ir.from_proto(made.model())
+
+    teacher = net(1)
+    done = distill(net(2), teacher, _noise(teacher), Options(epochs=5))
+    assert done.normalised == 1
+    assert done.after.loss < done.before.loss
+
+
+def test_an_offset_of_all_outputs_is_learned_and_reported() -> None:
+    """Softmax does not see it, an embedding or a regression does."""
+    teacher, student = _pair(), _pair()
+    bias = student.graph.initializers["w5"]
+    assert bias.const_value is not None
+    bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name="w5")
+    done = distill(student, teacher, _noise(teacher), Options(epochs=40))
+    assert done.before.error > 1
+    assert done.after.error < 0.1 * done.before.error
+    assert done.before.agreement == 1
+
+
+def test_classes_lie_on_the_axis_of_the_softmax() -> None:
+    """Segmentation: the agreement is that of the classes of each position."""
+
+    def net(seed: int) -> ir.Model:
+        made = Net(["N", 3, 6, 5], seed=seed)
+        made.conv(3, 4)
+        made.node("Softmax", axis=1)
+        return ir.from_proto(made.model())
+
+    teacher, student = net(1), net(2)
+    evaluation = _noise(teacher, 64, seed=8)
+    done = distill(
+        student, teacher, _noise(teacher), Options(epochs=5), evaluation=evaluation
+    )
+    x = np.concatenate([b.inputs["x"] for b in evaluation])
+    scores = [run(ir.to_proto(m), x=x)[0] for m in (teacher, student, done.model)]
+    theirs, before, after = (s.argmax(1) for s in scores)
+    assert done.before.agreement == pytest.approx((before == theirs).mean(), abs=1e-3)
+    assert done.after.agreement == pytest.approx((after == theirs).mean(), abs=1e-3)
+    assert done.after.loss < 0.5 * done.before.loss
+
+
+def test_names_like_those_of_the_normalisation_are_kept_apart(tmp_path: Path) -> None:
+    """A resumed run restores every weight, whatever it is called."""
+
+    def net(seed: int) -> ir.Model:
+        proto = ir.to_proto(_pair(seed=seed))
+        weight = next(t for t in proto.graph.initializer if t.name == "w0")
+        weight.name = "norms.0.weight"
+        first = next(n for n in proto.graph.node if "w0" in n.input)
+        first.input[1] = "norms.0.weight"
+        return ir.from_proto(proto)
+
+    teacher, student = net(1), net(2)
+    data, options = _noise(teacher), Options(epochs=4)
+    whole = distill(student, teacher, data, options)
+    assert whole.normalised == 2
+    file = tmp_path / "state"
+    with pytest.raises(_Killed):
+        distill(
+            *(student, teacher, data, options),
+            checkpoint=file,
+            progress=_kill_after(25),
+        )
+    resumed = distill(student, teacher, data, options, checkpoint=file, resume=True)
+    first, second = _weights(whole.model), _weights(resumed.model)
+    assert all(np.array_equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minutes": float("nan")}, "--minutes: nan"),
+        ({"learning_rate": float("inf")}, "--learning-rate: inf"),
+        ({"mix": True, "augment": False}, "--mix"),
+        ({"mix": True, "label_weight": 1.0}, "--mix"),
+        ({"batch": 1, "batch_norm": True}, "--batch-norm"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    """A setting without effect is an error that names it."""
+    teacher = _pair(seed=1)
+    data = _noise(teacher, labels=True)
+    with pytest.raises(UsageError, match=message):
+        distill(_pair(seed=2), teacher, data, Options(epochs=1, **options))
+
+
+def test_a_label_beyond_the_classes_is_named() -> None:
+    """Four outputs, labels up to 6."""
+    teacher = _pair(seed=1)
+    x = np.random.default_rng(0).standard_normal((50, 3, 8, 8), np.float32)
+    arrays = {"x": x, "labels": np.arange(50) % 7}
+    data = open_data(arrays, teacher, shapes.infer(teacher))
+    with pytest.raises(SqueezeError, match=r"a label is 6, .* classes 0 to 3"):
+        distill(_pair(seed=2), teacher, data, Options(epochs=1, label_weight=1.0))
+
+
+def test_large_samples_are_read_in_smaller_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every sample comes once, whatever fits."""
+    from squeeze.recover import feed
+
+    monkeypatch.setattr(feed, "CACHE_BYTES", 0)
+    monkeypatch.setattr(feed, "CHUNK_BYTES", 100 * 3 * 8 * 8 * 4)
+    counts, read = list[int](), feed.read
+
+    def counted(data: Data) -> feed.Fed:
+        counts.append(len(data))
+        return read(data)
+
+    monkeypatch.setattr(feed, "read", counted)
+    fed = feed.Feed(_noise(_pair(), 320), 32, 0)
+    batches = [b.samples for b in fed.epoch(0) if b.samples is not None]
+    assert sorted(torch.cat(batches).tolist()) == list(range(320))
+    assert max(counts) == 96
 
 
 def test_a_graph_bound_to_its_batch_accumulates_gradients() -> None:

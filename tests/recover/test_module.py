@@ -156,6 +156,28 @@ def test_an_unknown_op_runs_in_onnxruntime_and_stops_the_gradient() -> None:
     assert trained == {"w2", "w3"}
 
 
+def test_constants_of_unknown_ops_stay_with_them() -> None:
+    """Scales, zero points and quantised weights: nobody else has them."""
+    net = Net(["N", 2, 6, 6])
+    settings = {
+        "scale": np.array(0.05, np.float32),
+        "zero": np.array(128, np.uint8),
+        "packed": np.arange(-27, 27, dtype=np.int8).reshape(3, 2, 3, 3),
+        "middle": np.array(0, np.int8),
+    }
+    net.weights += [numpy_helper.from_array(a, n) for n, a in settings.items()]
+    quantised = net.node("QuantizeLinear", "x", "scale", "zero")
+    x = net.node("DequantizeLinear", quantised, "scale", "zero")
+    weight = net.node("DequantizeLinear", "packed", "scale", "middle")
+    net.node("Conv", x, weight, kernel_shape=[3, 3], pads=[1] * 4)
+    net.conv(3, 2)
+    model = ir.from_proto(net.model())
+    module = to_torch(model)
+    islands = [s.op.kind for s in module.steps if s.island]
+    assert islands == ["QuantizeLinear", "DequantizeLinear"]  # the weight is folded
+    assert verify(model, module, _inputs(model)).error < 1e-5
+
+
 def test_control_flow_is_refused_by_name() -> None:
     """An If can't be walked: the message names the node."""
     branch = helper.make_graph(

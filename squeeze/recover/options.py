@@ -66,8 +66,8 @@ class Score:
     """The student against the teacher on held-out samples.
 
     `loss` is what is minimised; `error` is ‖student − teacher‖ / ‖teacher‖ over the
-    outputs; of log-probabilities under `loss="soft"`. `agreement` needs class
-    scores, the accuracies labels as well.
+    outputs, with offsets that soft targets alone (`loss="soft"`) don't see. `agreement`
+    needs class scores, the accuracies labels as well.
     """
 
     loss: float

@@ -24,7 +24,6 @@ from squeeze.recover.objective import (
     Targets,
     activity,
     input_shapes,
-    log_probabilities,
     output_loss,
 )
 from squeeze.recover.optimizer import Optimizer
@@ -413,10 +412,6 @@ class HeldOut:
         result = {"loss": float(loss), "different": 0.0, "size": 0.0}
         for pair in self._targets.outputs:
             own, target = found[pair.student].double(), wanted[pair.teacher].double()
-            if pair.kind == "scores" and self._options.loss == "soft":
-                # softmax ignores a constant added to all scores
-                own = log_probabilities(own, pair, 1.0).double()
-                target = log_probabilities(target, pair, 1.0).double()
             result["different"] += float((own - target).square().sum())
             result["size"] += float(target.square().sum())
         classes = self._targets.classes

@@ -41,7 +41,7 @@ def summary_table(done: Distilled, output: str) -> Table:
     rows = [
         ["same top class as the teacher", *_shares(before.agreement, after.agreement)],
         ["accuracy", *_shares(before.accuracy, after.accuracy)],
-        [_error(after), f"{before.error:.3g}", f"{after.error:.3g}"],
+        ["output error", f"{before.error:.3g}", f"{after.error:.3g}"],
         ["loss", f"{before.loss:.4g}", f"{after.loss:.4g}"],
     ]
     if after.teacher_accuracy is not None:
@@ -60,7 +60,7 @@ def epochs_table(done: Distilled) -> Table:
     """One line per epoch: the training loss and the held-out figures."""
     columns = [Column("phase", "left"), Column("epoch"), Column("loss")]
     columns += [Column("held-out loss"), Column("agreement"), Column("accuracy")]
-    columns += [Column(_error(done.after)), Column("seconds")]
+    columns += [Column("output error"), Column("seconds")]
     rows = [
         [
             epoch.phase,
@@ -74,11 +74,6 @@ def epochs_table(done: Distilled) -> Table:
         for epoch in done.history
     ]
     return Table("Epochs", columns, rows)
-
-
-def _error(score: Score) -> str:
-    """What `Score.error` is called: scores are compared after a softmax."""
-    return "output error" if score.agreement is None else "log-probability error"
 
 
 def _shares(*values: float | None) -> list[str]:

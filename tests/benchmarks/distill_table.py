@@ -56,12 +56,13 @@ V2 = (*CONVERT, "effnet-v2", "--set")
 COSTLIER = "--allow-costlier"
 STRUCTURES = {
     "effnet": Structure((*CONVERT, "effnet"), 30, 0, 80.20, "teacher − 1"),
+    "effnet, labels": Structure((*CONVERT, "effnet"), 30, 1.0, 80.20, "teacher"),
     "depthwise-separable": Structure(SEPARABLE, 20, 0, 77.48, "teacher − 3"),
     "effnet-v2 ×6": Structure(
         (*V2, "expansion=6", COSTLIER), 10, 1.0, 83.05, "teacher"
     ),
     "effnet-v2 ×2": Structure((*V2, "expansion=2"), 10, 0, 80.02, "teacher − 1.5"),
-    "inverted-residual ×6": Structure((*INVERTED, COSTLIER), 10, 1.0, 79.10, "teacher"),
+    "inverted-residual ×6": Structure((*INVERTED, COSTLIER), 15, 1.0, 79.10, "teacher"),
     "pruned to 25 %": Structure(("prune", "--macs", "25%"), 20, 0, None, "teacher − 1"),
 }
 

@@ -57,8 +57,6 @@ def distill_files(
     Raises UsageError and SqueezeError before training wherever that is possible.
     """
     models.check_output(files.writes)
-    if files.writes.exists() and files.writes.samefile(files.teacher):
-        raise UsageError(f"{files.writes}: is the teacher; choose another -o")
     if resume and not files.checkpoint.is_file():
         raise UsageError(
             f"{files.checkpoint}: no checkpoint to resume from; run without --resume"
@@ -69,6 +67,8 @@ def distill_files(
             "or delete it to start anew"
         )
     student, teacher = models.load(files.student), models.load(files.teacher)
+    if files.writes.exists() and files.writes.samefile(files.teacher):
+        raise UsageError(f"{files.writes}: is the teacher; choose another -o")
     data = _open(files, teacher, files.data)
     evaluation = _open(files, teacher, files.evaluation) if files.evaluation else None
     done = distill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import time
 from collections.abc import Callable
@@ -425,6 +426,9 @@ def test_the_teacher_is_never_written_over(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher.onnx"
     files = Files(tmp_path / "student.onnx", teacher, "d.npz", output=teacher)
     with pytest.raises(UsageError, match="is the teacher"):
+        distill_files(files, Options(epochs=1))
+    files = dataclasses.replace(files, teacher=tmp_path / "gone.onnx")
+    with pytest.raises(UsageError, match=r"gone.onnx: no such file"):
         distill_files(files, Options(epochs=1))
 
 

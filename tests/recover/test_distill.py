@@ -463,20 +463,21 @@ def test_an_offset_of_all_outputs_is_learned_and_reported() -> None:
     assert done.before.agreement == 1
 
 
-def test_classes_lie_on_the_axis_of_the_softmax() -> None:
-    """Segmentation: the agreement is that of the classes of each position."""
+@pytest.mark.parametrize("softmax", [True, False])
+def test_classes_lie_on_the_axis_of_the_softmax(softmax: bool) -> None:
+    """Segmentation, or `--loss soft`: each position has its class."""
 
     def net(seed: int) -> ir.Model:
         made = Net(["N", 3, 6, 5], seed=seed)
         made.conv(3, 4)
-        made.node("Softmax", axis=1)
+        if softmax:
+            made.node("Softmax", axis=1)
         return ir.from_proto(made.model())
 
     teacher, student = net(1), net(2)
     evaluation = _noise(teacher, 64, seed=8)
-    done = distill(
-        student, teacher, _noise(teacher), Options(epochs=5), evaluation=evaluation
-    )
+    options = Options(epochs=5, loss="auto" if softmax else "soft")
+    done = distill(student, teacher, _noise(teacher), options, evaluation=evaluation)
     x = np.concatenate([b.inputs["x"] for b in evaluation])
     scores = [run(ir.to_proto(m), x=x)[0] for m in (teacher, student, done.model)]
     theirs, before, after = (s.argmax(1) for s in scores)

@@ -53,6 +53,7 @@ CONVERT = ("convert", "--to")
 SEPARABLE = (*CONVERT, "depthwise-separable", "--pool", "absorb")
 INVERTED = (*CONVERT, "inverted-residual", "--pool", "absorb", "--set", "expansion=6")
 V2 = (*CONVERT, "effnet-v2", "--set")
+PRUNE = ("prune", "--macs")
 COSTLIER = "--allow-costlier"
 STRUCTURES = {
     "effnet": Structure((*CONVERT, "effnet"), 30, 0, 80.20, "teacher − 1"),
@@ -63,7 +64,8 @@ STRUCTURES = {
     ),
     "effnet-v2 ×2": Structure((*V2, "expansion=2"), 10, 0, 80.02, "teacher − 1.5"),
     "inverted-residual ×6": Structure((*INVERTED, COSTLIER), 15, 1.0, 79.10, "teacher"),
-    "pruned to 25 %": Structure(("prune", "--macs", "25%"), 20, 0, None, "teacher − 1"),
+    "pruned to 25 %": Structure((*PRUNE, "25%"), 20, 0, None, "teacher − 1"),
+    "pruned to 25 %, labels": Structure((*PRUNE, "25%"), 10, 1.0, None, "teacher − 1"),
 }
 
 

@@ -283,7 +283,7 @@ def print_table(options: argparse.Namespace) -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|")
     for settings, members in groups(path):
         structure = STRUCTURES[settings["structure"]]
-        paper = f"{structure.paper:.1f} %" if structure.paper else "–"
+        paper = f"{structure.paper:.2f} %" if structure.paper else "–"
         epochs = statistics.mean(len(m["history"]) for m in members)
         student = options.work / f"{stem_of(members[0]['settings'])}.onnx"
         if not student.exists():

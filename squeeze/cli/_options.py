@@ -61,12 +61,14 @@ def as_markdown(function: F) -> F:
     )(function)
 
 
-def _in_a_folder(
+def writable(
     context: click.Context, parameter: click.Parameter, value: Path | None
 ) -> Path | None:
     """Before hours of work, not after: there must be a place for the file."""
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"{value.parent}: no such folder; make it first")
+    if value is not None:
+        from squeeze.model import check_output
+
+        check_output(value)
     return value
 
 
@@ -74,8 +76,8 @@ def as_html(function: F) -> F:
     return click.option(
         "--html",
         "html",
-        type=click.Path(path_type=Path, dir_okay=False, writable=True),
-        callback=_in_a_folder,
+        type=click.Path(path_type=Path),
+        callback=writable,
         metavar="FILE",
         help="Also write the report as one HTML page.",
     )(function)

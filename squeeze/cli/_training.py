@@ -192,7 +192,7 @@ def between(model: Path, given: Mapping[str, Any]) -> Callable[[Any], Any]:
             done = distill(
                 student, teacher, data, chosen, evaluation=judged, progress=shown
             )
-        for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
+        for warning in done.warnings:
             click.echo(f"squeeze: between rounds: {warning}", err=True)
         return done.model
 

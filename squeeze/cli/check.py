@@ -98,7 +98,7 @@ def command(
     """
     if propose:
         return _propose(models, budget or DEFAULT_FILE)
-    for file in (junit, gitlab, markdown_file, html):
+    for file in (junit, gitlab, markdown_file):
         if file is not None:
             _check_output(file)
     chosen, given = _budget(context, models, budget, flags)

@@ -69,7 +69,7 @@ def command(
         "squeeze distill",
     )
     if given["as_json"]:  # the table holds them already
-        for warning in [*([done.stopped] if done.stopped else []), *done.notes]:
+        for warning in done.warnings:
             click.echo(f"squeeze: {warning}", err=True)
 
 

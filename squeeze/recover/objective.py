@@ -77,7 +77,7 @@ def find_targets(
 
     Raises SqueezeError where the outputs do not fit or nothing can be trained.
     """
-    small = resized(sample, input_shapes(student, sample))
+    small = resized(sample, student.input_sizes)
     with torch.no_grad():
         theirs = {n: v.shape for n, v in teacher.run(sample, _inner(teacher)).items()}
         ours = {n: v.shape for n, v in student.run(small, _inner(student)).items()}
@@ -109,11 +109,6 @@ def _activations(module: GraphModule) -> tuple[str, ...]:
     if not found:
         raise UsageError("--l1: the student has no activations to keep small")
     return found
-
-
-def input_shapes(module: GraphModule, sample: Inputs) -> dict[str, tuple[int, ...]]:
-    """Static input shapes of a module that fixes its height and width."""
-    return {n: module.input_sizes[n] for n in sample if n in module.input_sizes}
 
 
 def _inner(module: GraphModule) -> list[str]:
@@ -411,7 +406,7 @@ class BlockObjective(Objective):
         sites = [p.student for p in self.targets.sites]
         with torch.no_grad():
             given = self.teacher.run(fed.inputs, self.targets.known)
-        small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
+        small = resized(fed.inputs, self.student.input_sizes)
         found = self.student.run(small, sites, given)
         return torch.stack([mean_squared(found[n], given[n]) for n in sites]).mean()
 
@@ -429,7 +424,7 @@ class WholeObjective(Objective):
     def __call__(self, fed: Fed) -> Tensor:
         options, targets = self.options, self.targets
         wanted, features = self._wanted(fed)
-        small = resized(fed.inputs, input_shapes(self.student, fed.inputs))
+        small = resized(fed.inputs, self.student.input_sizes)
         compared = (*targets.outputs, *features)
         found = self.student.run(
             small, [*(p.student for p in compared), *targets.activations]

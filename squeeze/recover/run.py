@@ -36,7 +36,6 @@ from squeeze.recover.objective import (
     Targets,
     WholeObjective,
     find_targets,
-    input_shapes,
     new_weights,
     segment,
 )
@@ -71,6 +70,11 @@ class Distilled:
     normalised: int
     stopped: str
     notes: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should hear of how it went."""
+        return (*((self.stopped,) if self.stopped else ()), *self.notes)
 
 
 def distill(
@@ -139,9 +143,10 @@ def _distill(
     sample = _verified(pair, modules, training)
     for module in modules:
         module.place(device)
-    targets = find_targets(*modules, sample.to(device).inputs, options)
+    sample = sample.to(device)
+    targets = find_targets(*modules, sample.inputs, options)
     micro = min(
-        _micro_batch(m, b, sample.to(device), options)
+        _micro_batch(m, b, sample, options)
         for m, b in zip(modules, map(fixed_batch, pair), strict=True)
     )
     feed = Feed(training, options.batch, options.seed)
@@ -149,11 +154,12 @@ def _distill(
     _freeze_statistics(modules[0], micro)
     inserted = _insert_norms(modules, training, options, device, micro)
     views = Views(options, len(training), sample.inputs)
+    held = _that_fit(held, modules[1], targets, sample, micro)
     setting = Setting(
         modules[0],
         feed,
         views,
-        _held_out(held, modules[1], targets, options, device, micro),
+        HeldOut(_batches(held, device, micro), modules[1], targets, options),
         options,
         device,
         _autocast(options, device),
@@ -264,7 +270,7 @@ def _micro_batch(
     """
     if fixed is None:
         return options.batch
-    one = resized(next(sample.split(fixed)).inputs, input_shapes(module, sample.inputs))
+    one = resized(next(sample.split(fixed)).inputs, module.input_sizes)
     two = {k: torch.cat([v, v.roll(1, -1)]) for k, v in one.items()}
     with torch.no_grad():
         try:
@@ -320,32 +326,25 @@ def _insert_norms(
 
     def batches() -> list[Inputs]:
         fed = _batches(sample, device, micro)
-        return [resized(f.inputs, input_shapes(student, f.inputs)) for f in fed]
+        return [resized(f.inputs, student.input_sizes) for f in fed]
 
     norms.insert(student, found, batches() if found else [])
     return len(found)
 
 
-def _held_out(
-    data: Data,
-    teacher: GraphModule,
-    targets: Targets,
-    options: Options,
-    device: torch.device,
-    micro: int,
-) -> HeldOut:
+def _that_fit(
+    held: Data, teacher: GraphModule, targets: Targets, sample: Fed, micro: int
+) -> Data:
     """As many samples as fit `HELD_BYTES` with the teacher's outputs, an eighth of
     them at least: dense outputs of large images would fill the memory.
     """
-    first = read(data.take(np.arange(min(micro, len(data))))).to(device)
-    names = [p.teacher for p in targets.outputs]
     with torch.no_grad():
-        outputs = teacher.run(first.inputs, names)
-    size = sample_bytes(data) + sum(v.nbytes for v in outputs.values()) / len(first)
-    most = max(int(HELD_BYTES / size), len(data) // 8, len(first)) // micro * micro
-    if most and most < len(data):
-        data = data.take(np.linspace(0, len(data) - 1, most).astype(int))
-    return HeldOut(_batches(data, device, micro), teacher, targets, options)
+        outputs = teacher.run(sample.inputs, [p.teacher for p in targets.outputs])
+    size = sample_bytes(held) + sum(v.nbytes for v in outputs.values()) / len(sample)
+    most = max(int(HELD_BYTES / size), len(held) // 8, micro) // micro * micro
+    if most >= len(held):
+        return held
+    return held.take(np.linspace(0, len(held) - 1, most).astype(int))
 
 
 def _batches(data: Data, device: torch.device, micro: int) -> list[Fed]:

@@ -23,7 +23,6 @@ from squeeze.recover.objective import (
     Objective,
     Targets,
     activity,
-    input_shapes,
     output_loss,
 )
 from squeeze.recover.optimizer import Optimizer
@@ -403,7 +402,7 @@ class HeldOut:
     def _score(
         self, student: GraphModule, fed: Fed, wanted: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        small = resized(fed.inputs, input_shapes(student, fed.inputs))
+        small = resized(fed.inputs, student.input_sizes)
         active = self._targets.activations
         names = [*(p.student for p in self._targets.outputs), *active]
         found = student.run(small, names)

@@ -76,6 +76,10 @@ def _pair(outputs: int = 4, seed: int = 1, size: int = 8) -> ir.Model:
     return ir.from_proto(net.model())
 
 
+def _full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def _noise(
     teacher: ir.Model, count: int = 200, labels: bool = False, seed: int = 3
 ) -> Data:
@@ -272,15 +276,11 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints that can't be written are a note; the result is there."""
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     save = checkpoint.save
 
     def once(*arguments: Any) -> None:
         save(*arguments)
-        monkeypatch.setattr(checkpoint, "save", full)
+        monkeypatch.setattr(checkpoint, "save", _full)
 
     monkeypatch.setattr(checkpoint, "save", once)
     teacher = _pair(seed=1)
@@ -300,11 +300,7 @@ def test_no_room_for_a_checkpoint_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is trained that could be lost."""
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "save", _full)
     teacher, steps = _pair(seed=1), list[Progress]()
     with pytest.raises(SqueezeError, match=r"state: .*No space left.* another -o"):
         distill(
@@ -322,11 +318,8 @@ def test_a_full_disk_at_the_end_keeps_the_checkpoint(
     onnx.save(ir.to_proto(_student()), tmp_path / "student.onnx")
     files = Files(tmp_path / "student.onnx", DIGITS, str(SAMPLES / "digits_test.npz"))
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(ir, "save", full)
+        patch.setattr(ir, "save", _full)
         with pytest.raises(SqueezeError, match=r"No space left.*--resume"):
             distill_files(files, Options(epochs=2))
     assert sorted(f.name for f in tmp_path.iterdir()) == [
@@ -562,6 +555,20 @@ def test_large_samples_are_read_in_smaller_chunks(
     batches = [b.samples for b in fed.epoch(0) if b.samples is not None]
     assert sorted(torch.cat(batches).tolist()) == list(range(320))
     assert max(counts) == 96
+
+
+def test_held_out_samples_fit_the_memory_they_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The report says how many there were; an eighth of a fifth is the least."""
+    teacher = _pair(seed=1)
+    counts = []
+    for allowed in (10**9, 16 * 800, 1):
+        monkeypatch.setattr("squeeze.recover.run.HELD_BYTES", allowed)
+        options = Options(epochs=1, batch=8)
+        done = distill(_pair(seed=2), teacher, _noise(teacher, 400), options)
+        counts.append(done.held_out)
+    assert counts == [64, 16, 8]
 
 
 def test_a_graph_bound_to_its_batch_accumulates_gradients() -> None:
